@@ -1,0 +1,215 @@
+"""Functionals F of a measure, their algebra, and their normal form as a sum of coefficients times atoms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..measures import Field, Gaussian, Measure
+
+
+class Functional(ABC):
+    """F: P(R^d) → R. It sees a measure only through the Measure interface.
+
+    Subclasses are final frozen dataclasses. Beyond the four methods below, a functional may offer what solvers ask for:
+
+    ==================  =====================================================================  ==============
+    capability          meaning                                                                asked for by
+    ==================  =====================================================================  ==============
+    `bures_gradient`    (E ∇φ, E ∇²φ) under a Gaussian, φ = δF/δμ; by quadrature unless given  Gaussian steps
+    `local`             (φ, dφ/dlog ρ) where φ depends on x and ρ(x) only                      Scaling
+    `kl_prox`           argmin_b s·F(b) + KL(b | a) on a Density; from `local` unless given    Scaling
+    `atom`              F as a CVXPY expression                                                Convex
+    `convexity`         its λ: F is λ-convex along W2 geodesics; None when not known           step-size checks
+    ==================  =====================================================================  ==============
+    """
+
+    @abstractmethod
+    def __call__(self, mu: Measure) -> Tensor:
+        """F(μ), (*batch,)."""
+
+    @abstractmethod
+    def first_variation(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        """φ = δF/δμ at points x, or at μ's own nodes or cells, up to a constant."""
+
+    @abstractmethod
+    def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        """∇φ at points x (*batch, n, d), or at μ's own nodes or cells."""
+
+    def at(self, t: float) -> Functional:
+        """F at time t: itself, unless Varying."""
+        return self
+
+    @property
+    def terms(self) -> tuple[tuple[float, Functional], ...]:
+        """The normal form ((coefficient, atom), …): sums flattened, KL as Potential + Entropy."""
+        return ((1.0, self),)
+
+    def convexity(self, c: float = 1.0) -> float | None:
+        """λ such that c·F is λ-convex along W2 geodesics; None when not known."""
+        return None
+
+    def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
+        """(E ∇φ, E ∇²φ) under μ: the Bures–Wasserstein gradient."""
+        shift, jacobian = mu.nearest_affine(lambda x: self.gradient(mu, x))
+        return shift, (jacobian + jacobian.mT) / 2
+
+    def diffusivity(self, mu: Measure) -> Tensor:
+        """dφ/dlog ρ on a Density's cells: the local diffusion coefficient of the flow; 0 for a potential."""
+        raise TypeError(f"{self} is not local, so it gives no diffusivity")
+
+    def __add__(self, other: Functional) -> Functional:
+        if not isinstance(other, Functional):
+            return NotImplemented
+        return Sum((*_addends(self), *_addends(other)))
+
+    def __sub__(self, other: Functional) -> Functional:
+        if not isinstance(other, Functional):
+            return NotImplemented
+        return self + (-1.0) * other
+
+    def __neg__(self) -> Functional:
+        return (-1.0) * self
+
+    def __mul__(self, c: float) -> Functional:
+        if isinstance(c, Functional) or not isinstance(c, int | float | Tensor):
+            return NotImplemented
+        return Scaled(float(c), self)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, c: float) -> Functional:
+        return self * (1 / c)
+
+
+class Composite(Functional):
+    """A functional that is a linear combination of atoms; everything follows from `terms`."""
+
+    def __call__(self, mu: Measure) -> Tensor:
+        return reduce(add, (c * f(mu) for c, f in self.terms))
+
+    def first_variation(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        return reduce(add, (c * f.first_variation(mu, x) for c, f in self.terms))
+
+    def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        return reduce(add, (c * f.gradient(mu, x) for c, f in self.terms))
+
+    def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
+        parts = [(c, f.bures_gradient(mu)) for c, f in self.terms]
+        return reduce(add, (c * b for c, (b, _) in parts)), reduce(add, (c * H for c, (_, H) in parts))
+
+    def diffusivity(self, mu: Measure) -> Tensor:
+        return reduce(add, (c * f.diffusivity(mu) for c, f in self.terms))
+
+    def convexity(self, c: float = 1.0) -> float | None:
+        parts = [f.convexity(c * ci) for ci, f in self.terms]
+        return None if None in parts else sum(part for part in parts if part is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Composite):
+    """F + G + …"""
+
+    addends: tuple[Functional, ...]
+
+    @property
+    def terms(self) -> tuple[tuple[float, Functional], ...]:
+        return tuple(term for f in self.addends for term in f.terms)
+
+    def at(self, t: float) -> Functional:
+        return Sum(tuple(f.at(t) for f in self.addends))
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(Composite):
+    """c·F."""
+
+    c: float
+    f: Functional
+
+    def __post_init__(self) -> None:
+        if not torch.isfinite(torch.tensor(self.c)):
+            raise ValueError(f"a functional is scaled by a finite number, not {self.c}")
+
+    @property
+    def terms(self) -> tuple[tuple[float, Functional], ...]:
+        return tuple((self.c * c, f) for c, f in self.f.terms)
+
+    def at(self, t: float) -> Functional:
+        return Scaled(self.c, self.f.at(t))
+
+
+@dataclass(frozen=True, eq=False)
+class Varying(Functional):
+    """t ↦ F_t. It has a value only at a time; steps ask for it with `at`.
+
+    >>> from otprox import Potential, Varying
+    >>> F = Varying(lambda t: Potential(lambda x: 0.5 * ((x - t) ** 2).sum(-1)))
+    """
+
+    f: Callable[[float], Functional]
+
+    def at(self, t: float) -> Functional:
+        functional = self.f(t)
+        if not isinstance(functional, Functional):
+            raise TypeError(f"Varying(f) needs f(t) to be a Functional; f({t}) is a {type(functional).__name__}")
+        return functional.at(t)
+
+    @property
+    def terms(self) -> tuple[tuple[float, Functional], ...]:
+        raise TypeError("a Varying functional has terms only at a time: use .at(t)")
+
+    def __call__(self, mu: Measure) -> Tensor:
+        raise TypeError("a Varying functional has a value only at a time: use .at(t)")
+
+    def first_variation(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        raise TypeError("a Varying functional has a first variation only at a time: use .at(t)")
+
+    def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        raise TypeError("a Varying functional has a gradient only at a time: use .at(t)")
+
+
+def _addends(f: Functional) -> tuple[Functional, ...]:
+    return f.addends if isinstance(f, Sum) else (f,)
+
+
+def offers(f: Functional, capability: str) -> bool:
+    """Whether an atom has an optional capability."""
+    return callable(getattr(f, capability, None))
+
+
+def differentiate(f: Field, x: Tensor, what: str) -> Tensor:
+    """∇f at points x by automatic differentiation, (*batch, n, d); differentiable again when x requires grad."""
+    with torch.enable_grad():
+        y = x if x.requires_grad else x.detach().requires_grad_()
+        values = f(y)
+        if not values.requires_grad:
+            raise TypeError(
+                f"{what} is not differentiable by autograd: write it with torch operations, without .detach(), "
+                ".item() or NumPy"
+            )
+        (g,) = torch.autograd.grad(values.sum(), y, create_graph=x.requires_grad)
+    return g
+
+
+def scalar_potential(V: Callable[[Tensor], Any], name: str) -> Field:
+    """V with its output shape checked: (*batch, n, d) -> (*batch, n)."""
+
+    def checked(x: Tensor) -> Tensor:
+        values = V(x)
+        if not isinstance(values, Tensor) or values.shape != x.shape[:-1]:
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"{name} must map points (*batch, n, d) to values (*batch, n): {tuple(x.shape)} gave {shape}; "
+                "for a radial one, sum over the last axis: (x**2).sum(-1)"
+            )
+        return values
+
+    return checked

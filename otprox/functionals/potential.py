@@ -1,0 +1,129 @@
+"""Potential energies ∫ V dμ, and the potentials that know their moments under a Gaussian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..measures import Gaussian, Measure
+from ..measures.base import as_float, check_spd, check_symmetric
+from .base import Functional, differentiate, scalar_potential
+
+
+@runtime_checkable
+class GaussianMoments(Protocol):
+    """A potential V whose expectations under N(mean, cov) are known without quadrature over R^d."""
+
+    def moments(self, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """E V (*batch,), E ∇V (*batch, d), E ∇²V (*batch, d, d)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Potential(Functional):
+    """∫ V dμ, with V: (*batch, n, d) -> (*batch, n), differentiable by autograd.
+
+    `curvature` is a λ with ∇²V ≥ λI when it is known (a `Quadratic` knows its own); implicit steps need tau < −1/λ for
+    λ < 0. A V with a method `moments(mean, cov)` is integrated exactly on Gaussians.
+    """
+
+    V: Callable[[Tensor], Tensor]
+    curvature: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not callable(self.V):
+            raise TypeError(f"Potential needs a callable V, not a {type(self.V).__name__}")
+
+    def __call__(self, mu: Measure) -> Tensor:
+        if isinstance(mu, Gaussian) and isinstance(self.V, GaussianMoments):
+            return self.V.moments(mu.mean, mu.cov)[0]
+        return mu.expect(self.value)
+
+    def value(self, x: Tensor) -> Tensor:
+        """V at points, its shape checked."""
+        return scalar_potential(self.V, "V")(x)
+
+    def first_variation(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        return self.value(mu.points if x is None else x)
+
+    def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        return differentiate(self.value, mu.points if x is None else x, "V")
+
+    def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
+        if isinstance(self.V, GaussianMoments):
+            return self.V.moments(mu.mean, mu.cov)[1:]
+        return super().bures_gradient(mu)
+
+    def local(self, log_rho: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.value(x).expand_as(log_rho), torch.zeros_like(log_rho)
+
+    def diffusivity(self, mu: Measure) -> Tensor:
+        return mu.anchor.new_zeros(())
+
+    def convexity(self, c: float = 1.0) -> float | None:
+        if isinstance(self.V, Quadratic):
+            smallest, largest = self.V.curvatures
+            return c * (smallest if c >= 0 else largest)
+        return None if c < 0 or self.curvature is None else c * self.curvature
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """The callable V(x) = ½⟨x − mean, P(x − mean)⟩ + constant.
+
+    mean: (*batch, d). Give `cov` (P = cov⁻¹, symmetric positive definite) or `precision` (P itself, symmetric, may be
+    singular or indefinite); neither means P = I.
+
+    >>> V = Quadratic([0.0], precision=[[2.0]])
+    >>> V(torch.tensor([[3.0]])).item()
+    9.0
+    """
+
+    mean: Float[Tensor, "*batch d"]
+    precision: Float[Tensor, "*batch d d"]
+    constant: Tensor | float
+
+    def __init__(self, mean: Any, cov: Any = None, precision: Any = None, *, constant: Tensor | float = 0.0) -> None:
+        mean = as_float(mean, "mean")
+        if cov is not None and precision is not None:
+            raise ValueError("Quadratic takes cov or precision, not both")
+        if cov is not None:
+            precision = torch.cholesky_inverse(torch.linalg.cholesky(check_spd(as_float(cov, "cov", mean), "cov")))
+        elif precision is None:
+            precision = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+        precision = check_symmetric(as_float(precision, "precision", mean), "precision")
+        if precision.shape[-2:] != (mean.shape[-1],) * 2:
+            raise ValueError(f"mean has shape {tuple(mean.shape)} but the matrix has {tuple(precision.shape)}")
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "precision", precision)
+        object.__setattr__(self, "constant", constant)
+
+    @classmethod
+    def of(cls, target: Gaussian) -> Quadratic:
+        """−log density of a Gaussian, normalised."""
+        chol = torch.linalg.cholesky(target.cov)
+        logdet = 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        constant = 0.5 * (logdet + target.dim * math.log(2 * math.pi))
+        return cls(target.mean, precision=torch.cholesky_inverse(chol), constant=constant)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        z = x - self.mean[..., None, :]
+        constant = self.constant[..., None] if isinstance(self.constant, Tensor) else self.constant
+        return 0.5 * (z * (z @ self.precision)).sum(-1) + constant
+
+    def moments(self, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shift = (self.precision @ (mean - self.mean)[..., None])[..., 0]
+        value = 0.5 * ((mean - self.mean) * shift).sum(-1) + 0.5 * (self.precision * cov).sum((-2, -1)) + self.constant
+        return value, shift, self.precision.expand_as(cov)
+
+    @property
+    def curvatures(self) -> tuple[float, float]:
+        """Smallest and largest eigenvalue of the precision."""
+        values = torch.linalg.eigvalsh(self.precision.detach())
+        return values.min().item(), values.max().item()

@@ -1,0 +1,21 @@
+"""Measures, each in its own representation."""
+
+from .base import Field, Flux, Growth, Measure, Tangent, Tangents, Velocity
+from .gaussian import Gaussian
+from .particles import Particles
+from .quadrature import GaussHermite, Quadrature, Samples
+
+__all__ = [
+    "Field",
+    "Flux",
+    "GaussHermite",
+    "Gaussian",
+    "Growth",
+    "Measure",
+    "Particles",
+    "Quadrature",
+    "Samples",
+    "Tangent",
+    "Tangents",
+    "Velocity",
+]

@@ -1,0 +1,223 @@
+"""What every measure can do, and the tangents along which measures move."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+Field = Callable[[Tensor], Tensor]  # points (*batch, n, d) -> values (*batch, n) or vectors (*batch, n, d)
+
+
+class Tangent(ABC):
+    """A direction in which a measure can move."""
+
+    def __add__(self, other: Tangent) -> Tangents:
+        return Tangents((*self._parts(), *other._parts()))
+
+    def _parts(self) -> tuple[Tangent, ...]:
+        return (self,)
+
+
+@dataclass(frozen=True, eq=False)
+class Velocity(Tangent):
+    """Transport, ∂t μ = −div(μ v).
+
+    `field` gives v at points. A metric that knows more says so, and each measure uses what it can: `potential` is φ at
+    the measure's own nodes or cells when v = −Q∇φ with `mobility` Q (None: the identity), `affine` is (E v, E ∇v) under
+    a Gaussian.
+    """
+
+    field: Field
+    potential: Callable[[], Tensor] | None = None
+    diffusivity: Callable[[], Tensor] | None = None
+    affine: Callable[[], tuple[Tensor, Tensor]] | None = None
+    mobility: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Flux(Tangent):
+    """Conservative change on a grid, ∂t ρ = −div J; `faces[a]` is J·e_a on the faces normal to axis a."""
+
+    faces: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Growth(Tangent):
+    """Reaction, ∂t μ = r μ, with the rate r at points."""
+
+    rate: Field
+
+
+@dataclass(frozen=True, eq=False)
+class Tangents(Tangent):
+    """A sum of tangents."""
+
+    parts: tuple[Tangent, ...]
+
+    def _parts(self) -> tuple[Tangent, ...]:
+        return self.parts
+
+
+class Measure(ABC):
+    """A probability measure in one representation; immutable. Subclasses are frozen dataclasses and final.
+
+    Batches lead: a batch of measures has `batch` as leading shape in every tensor.
+    """
+
+    mean: Tensor
+    """∫ x dμ, (*batch, d)."""
+    cov: Tensor
+    """Covariance, (*batch, d, d)."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> torch.Size:
+        """Leading batch shape."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Dimension d of the space."""
+
+    @property
+    @abstractmethod
+    def anchor(self) -> Tensor:
+        """A tensor of the measure: what is made for it takes this dtype and device."""
+
+    @property
+    @abstractmethod
+    def points(self) -> Tensor:
+        """The measure's own nodes or cells, (*batch, n, d), or (n, d) when the batch shares them."""
+
+    @property
+    def mass(self) -> Tensor:
+        """Total mass, (*batch,)."""
+        return self.anchor.new_ones(self.batch)
+
+    @abstractmethod
+    def expect(self, f: Field) -> Tensor:
+        """∫ f dμ for f: (*batch, n, d) -> (*batch, n) or (*batch, n, k); result (*batch,) or (*batch, k)."""
+
+    @abstractmethod
+    def push(self, T: Callable[[Tensor], Any]) -> Self:
+        """T#μ. T maps points to points, or to (points, log|det ∇T|), which carries a known density along."""
+
+    @abstractmethod
+    def move(self, tangent: Tangent, tau: float) -> Self:
+        """μ after time tau along a tangent (one explicit step)."""
+
+    @abstractmethod
+    def diffuse(self, cov: Tensor, generator: torch.Generator | None = None) -> Self:
+        """μ convolved with N(0, cov), cov of shape (d, d) or (*batch, d, d)."""
+
+    @abstractmethod
+    def convolve(self, W: Field, x: Tensor | None = None) -> Tensor:
+        """(W∗μ)(x) = ∫ W(x − y) dμ(y) at points x, or at μ's own nodes; W takes displacements (…, d) -> (…)."""
+
+    def interact(self, W: Field) -> Tensor:
+        """∬ W(x − y) dμ(x) dμ(y), (*batch,)."""
+        return self.expect(lambda x: self.convolve(W, x))
+
+    def log_prob(self, x: Tensor | None = None) -> Tensor:
+        """log of the density at points x, or at μ's own nodes or cells."""
+        raise TypeError(self._no_density("log-density"))
+
+    def score(self, x: Tensor | None = None) -> Tensor:
+        """∇ log of the density at points x, or at μ's own nodes or cells."""
+        raise TypeError(self._no_density("score"))
+
+    def expect_log(self, u: Field) -> Tensor:
+        """∫ u(log ρ) dμ, the form of every internal energy."""
+        raise TypeError(self._no_density("density"))
+
+    def entropy(self) -> Tensor:
+        """∫ log ρ dμ."""
+        return self.expect_log(lambda log_rho: log_rho)
+
+    def _no_density(self, what: str) -> str:
+        return (
+            f"{type(self).__name__} has no {what}. What would work: Particles(x, log_density=...) moved by maps with a "
+            "known Jacobian, Blob(width) in place of Entropy, Heat() in place of Backward(Entropy()), "
+            "solver=solvers.GaussianMap(), or another representation (Gaussian, Quantiles in 1-D, Density on a Grid)"
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that make the measure, by field name."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in own.items() if isinstance(value, Tensor)}
+
+    def with_state(self, **tensors: Tensor | None) -> Self:
+        """The same representation with other tensors. Not validated again: what enters was checked at construction."""
+        new = object.__new__(type(self))
+        for f in fields(self):  # type: ignore[arg-type]
+            object.__setattr__(new, f.name, tensors.get(f.name, getattr(self, f.name)))
+        for name in tensors.keys() - {f.name for f in fields(self)}:  # type: ignore[arg-type]
+            raise TypeError(f"{type(self).__name__} has no field {name!r}")
+        return new
+
+
+def as_float(value: Any, name: str, like: Tensor | None = None) -> Tensor:
+    """A finite floating tensor from a tensor, array, list or number; dtype and device of `like` unless it has its own."""
+    if isinstance(value, Tensor):
+        tensor = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    else:
+        tensor = torch.as_tensor(value)
+        if like is not None:
+            tensor = tensor.to(like)
+        elif not tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{name} must be finite; {bad} of its {tensor.numel()} entries are NaN or infinite")
+    if like is not None:
+        check_alike(tensor, name, like)
+    return tensor
+
+
+def check_alike(tensor: Tensor, name: str, like: Tensor) -> None:
+    """Refuse mixed dtypes and devices."""
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        raise TypeError(
+            f"{name} is {tensor.dtype} on {tensor.device}, but the measure is {like.dtype} on {like.device}; "
+            f"convert it with .to({like.dtype}, device={str(like.device)!r})"
+        )
+
+
+def check_weights(w: Tensor, name: str, tolerance: float = 1e-5) -> Tensor:
+    """Weights (*batch, n), refused when negative or when their sum is off 1 by more than `tolerance`, else normalised."""
+    if (w < 0).any():
+        raise ValueError(f"{name} must be non-negative; the smallest is {w.min().item():.6g}")
+    total = w.sum(-1, keepdim=True)
+    worst = total.flatten()[(total - 1).abs().argmax()].item()
+    if abs(worst - 1) > tolerance:
+        raise ValueError(f"{name} must sum to 1, not {worst:.8g}; divide them by their sum")
+    return w / total
+
+
+def check_spd(matrix: Tensor, name: str) -> Tensor:
+    """A symmetric positive definite (*batch, d, d), symmetrised; otherwise an error with the offending number."""
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(f"{name} must have shape (*batch, d, d), not {tuple(matrix.shape)}")
+    matrix = check_symmetric(matrix, name)
+    if torch.linalg.cholesky_ex(matrix).info.any():
+        smallest = torch.linalg.eigvalsh(matrix)[..., 0]
+        item = int(smallest.flatten().argmin())
+        where = f" in batch item {item}" if smallest.ndim else ""
+        raise ValueError(
+            f"{name} must be symmetric positive definite; smallest eigenvalue is {smallest.min().item():.3g}{where}"
+        )
+    return matrix
+
+
+def check_symmetric(matrix: Tensor, name: str) -> Tensor:
+    """(matrix + matrixᵀ)/2, refused when the asymmetry exceeds 1e-8 (float32: 1e-4) of the largest entry."""
+    tolerance = 1e-8 if matrix.dtype == torch.float64 else 1e-4
+    gap = (matrix - matrix.mT).abs().amax().item() if matrix.numel() else 0.0
+    if gap > tolerance * matrix.abs().amax().item():
+        raise ValueError(f"{name} must be symmetric; largest |A − Aᵀ| is {gap:.3g}. Pass (A + A.T) / 2")
+    return (matrix + matrix.mT) / 2

@@ -1,0 +1,139 @@
+"""Weighted particles Σ w_i δ_{x_i}, with a log-density at the particles when one is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import pairwise
+from ..domains import Domain, Euclidean
+from .base import Field, Measure, Tangent, Velocity, as_float, check_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Particles(Measure):
+    """Σ_i w_i δ_{x_i}.
+
+    x: (*batch, n, d); w: (*batch, n), uniform unless given. `log_density` (*batch, n) is the log-density of the law
+    that the particles sample, at the particles; it is carried along maps whose Jacobian is known (`push` with
+    log-determinants, `move` along differentiable fields) and dropped by noise. `domain` is R^d unless given.
+    """
+
+    x: Float[Tensor, "*batch n d"]
+    w: Float[Tensor, "*batch n"]
+    log_density: Float[Tensor, "*batch n"] | None
+    domain: Domain
+
+    def __init__(self, x: Any, w: Any = None, log_density: Any = None, domain: Domain | None = None) -> None:
+        x = as_float(x, "x")
+        if x.ndim < 2 or x.shape[-2] == 0:
+            raise ValueError(f"x must have shape (*batch, n, d) with n ≥ 1, not {tuple(x.shape)}; for 1-D use x[:, None]")
+        shape = x.shape[:-1]
+        if w is None:
+            w = x.new_full((), 1 / shape[-1]).expand(shape)
+        else:
+            w = check_weights(_per_particle(w, "w", x), "weights w")
+        if log_density is not None:
+            log_density = _per_particle(log_density, "log_density", x)
+        object.__setattr__(self, "domain", Euclidean() if domain is None else domain)
+        object.__setattr__(self, "x", self.domain.wrap(x))
+        object.__setattr__(self, "w", w)
+        object.__setattr__(self, "log_density", log_density)
+
+    @property
+    def batch(self) -> torch.Size:
+        return self.x.shape[:-2]
+
+    @property
+    def dim(self) -> int:
+        return self.x.shape[-1]
+
+    @property
+    def anchor(self) -> Tensor:
+        return self.x
+
+    @property
+    def points(self) -> Tensor:
+        return self.x
+
+    @property
+    def mean(self) -> Tensor:  # type: ignore[override]
+        return (self.w[..., None, :] @ self.x)[..., 0, :]
+
+    @property
+    def cov(self) -> Tensor:  # type: ignore[override]
+        centred = self.x - self.mean[..., None, :]
+        return (self.w[..., None] * centred).mT @ centred
+
+    def expect(self, f: Field) -> Tensor:
+        values = f(self.x)
+        if values.ndim == self.w.ndim:
+            return (self.w * values).sum(-1)
+        return (self.w[..., None, :] @ values)[..., 0, :]
+
+    def push(self, T: Callable[[Tensor], Any]) -> Particles:
+        y = T(self.x)
+        log_density = None
+        if isinstance(y, tuple):
+            y, log_det = y
+            if self.log_density is not None:
+                log_density = self.log_density - log_det
+        if y.shape != self.x.shape:
+            raise ValueError(f"the map sends points of shape {tuple(self.x.shape)} to shape {tuple(y.shape)}")
+        return self.with_state(x=self.domain.wrap(y), log_density=log_density)
+
+    def move(self, tangent: Tangent, tau: float) -> Particles:
+        if not isinstance(tangent, Velocity):
+            raise TypeError(f"Particles move along a Velocity, not a {type(tangent).__name__}; use a Density on a Grid")
+        v = tangent.field
+        if self.log_density is None:
+            return self.push(lambda x: x + tau * v(x))
+        return self.push(lambda x: (x + tau * v(x), _log_det(v, x, tau)))
+
+    def diffuse(self, cov: Tensor, generator: torch.Generator | None = None) -> Particles:
+        """Add N(0, cov) noise to every particle. Needs a generator; a carried log-density is lost."""
+        if generator is None:
+            raise ValueError("noise on Particles needs an explicit generator: Heat(generator=torch.Generator())")
+        z = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
+        factor, info = torch.linalg.cholesky_ex(cov)
+        if info.any():  # cov singular, for instance degenerate noise: the symmetric root
+            values, vectors = torch.linalg.eigh(cov)
+            factor = vectors * values.clamp_min(0).sqrt()[..., None, :]
+        return self.with_state(x=self.domain.wrap(self.x + z @ factor.mT), log_density=None)
+
+    def convolve(self, W: Field, x: Tensor | None = None) -> Tensor:
+        x = self.x if x is None else x
+        return pairwise.convolve(W, x, self.x, self.w, self.domain)
+
+    def log_prob(self, x: Tensor | None = None) -> Tensor:
+        if self.log_density is None or x is not None:
+            raise TypeError(self._no_density("log-density" if x is None else "log-density away from its particles"))
+        return self.log_density
+
+    def expect_log(self, u: Field) -> Tensor:
+        return (self.w * u(self.log_prob())).sum(-1)
+
+
+def _per_particle(value: Any, name: str, x: Tensor) -> Tensor:
+    tensor = as_float(value, name, like=x)
+    if tensor.shape[-1:] != x.shape[-2:-1]:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)} but x has {tuple(x.shape)}: one entry a particle")
+    return tensor.expand(x.shape[:-1])
+
+
+def _log_det(v: Field, x: Tensor, tau: float) -> Tensor:
+    """log|det(I + τ∇v)| at each point, by d backward passes."""
+    with torch.enable_grad():
+        y = x if x.requires_grad else x.detach().requires_grad_()
+        out = v(y)
+        rows = [
+            torch.autograd.grad(out[..., i].sum(), y, retain_graph=True, create_graph=x.requires_grad)[0]
+            for i in range(x.shape[-1])
+        ]
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    return torch.linalg.slogdet(eye + tau * torch.stack(rows, -2)).logabsdet

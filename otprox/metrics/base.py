@@ -1,0 +1,30 @@
+"""A metric on measures, through its Onsager operator K_μ: ∂t μ = −K_μ δF/δμ."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from ..functionals import Functional
+from ..measures import Measure, Tangent
+
+
+class Metric(ABC):
+    """What turns the first variation of a functional into a motion of the measure."""
+
+    @abstractmethod
+    def descent(self, F: Functional, mu: Measure) -> Tangent:
+        """−K_μ DF(μ), steepest descent."""
+
+    @abstractmethod
+    def onsager(self, mu: Measure, u: Tensor) -> Tensor:
+        """K_μ on covector fields at μ's points: ∇φ ↦ velocity, both (*batch, n, d)."""
+
+    def over(self, t0: float, t1: float) -> Metric:
+        """The metric that a step over [t0, t1] uses: itself, unless it moves."""
+        return self
+
+    def diffusion(self, mu: Measure, t0: float, t1: float) -> Tensor:
+        """∫ Q_t dt over the step, (d, d) or (*batch, d, d): half the covariance of the exact heat flow."""
+        raise TypeError(f"{type(self).__name__} has no constant mobility, so no exact heat flow; use Backward(Entropy(), …)")

@@ -1,0 +1,151 @@
+"""Transport metrics with a mobility that does not depend on μ: Wasserstein, its entropic relaxation, and moving ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..functionals import Functional
+from ..measures import Measure, Velocity
+from ..measures.base import as_float, check_alike, check_spd
+from .base import Metric
+
+
+@dataclass(frozen=True, eq=False)
+class Wasserstein(Metric):
+    """W2 with ground cost ⟨x − y, Q⁻¹(x − y)⟩ (no ½): the flow is ∂t μ = div(μ Q ∇δF/δμ).
+
+    Q: (d, d) or (*batch, d, d), symmetric positive definite; None is the identity.
+    """
+
+    Q: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.Q is not None:
+            object.__setattr__(self, "Q", check_spd(as_float(self.Q, "Q"), "Q"))
+
+    def mobility(self, mu: Measure) -> Tensor:
+        """Q as a matrix in μ's dtype and device."""
+        if self.Q is None:
+            return torch.eye(mu.dim, dtype=mu.anchor.dtype, device=mu.anchor.device)
+        if self.Q.shape[-1] != mu.dim:
+            raise ValueError(f"Q has shape {tuple(self.Q.shape)} but the measure lives in dimension {mu.dim}")
+        check_alike(self.Q, "Q", mu.anchor)
+        return self.Q
+
+    def factor(self, mu: Measure) -> Tensor | None:
+        """L with LLᵀ = Q, so that the cost is |L⁻¹(x − y)|²; None for the identity."""
+        return None if self.Q is None else torch.linalg.cholesky(self.mobility(mu))
+
+    def onsager(self, mu: Measure, u: Tensor) -> Tensor:
+        return u if self.Q is None else u @ self.mobility(mu)
+
+    def descent(self, F: Functional, mu: Measure) -> Velocity:
+        def affine() -> tuple[Tensor, Tensor]:
+            shift, hessian = F.bures_gradient(mu)  # type: ignore[arg-type]  # asked for by Gaussians only
+            if self.Q is None:
+                return -shift, -hessian
+            Q = self.mobility(mu)
+            return -(Q @ shift[..., None])[..., 0], -Q @ hessian
+
+        return Velocity(
+            field=lambda x: -self.onsager(mu, F.gradient(mu, x)),
+            potential=lambda: F.first_variation(mu),
+            diffusivity=lambda: F.diffusivity(mu),
+            affine=affine,
+            mobility=None if self.Q is None else self.mobility(mu),
+        )
+
+    def diffusion(self, mu: Measure, t0: float, t1: float) -> Tensor:
+        return (t1 - t0) * self.mobility(mu)
+
+
+@dataclass(frozen=True, eq=False)
+class Moving(Metric):
+    """W2 in a metric that moves: cost ⟨x − y, Ċ⁻¹(x − y)⟩ with C: t ↦ C_t increasing.
+
+    rule="end" takes Ċ at the end of the step, rule="average" takes (C(t1) − C(t0))/tau; both are first order. `rate` is
+    Ċ; by automatic differentiation of C when not given. C(t) is (d, d), or a number for a multiple of the identity.
+    """
+
+    C: Callable[[Any], Any]
+    rate: Callable[[float], Any] | None = None
+    rule: Literal["end", "average"] = "end"
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("end", "average"):
+            raise ValueError(f"rule must be 'end' or 'average', not {self.rule!r}")
+
+    def over(self, t0: float, t1: float) -> Wasserstein:
+        name = f"Ċ at t = {t1}" if self.rule == "end" else f"(C({t1}) − C({t0}))/tau"
+        Q = self._rate(t0, t1) if self.rule == "end" else self._increment(t0, t1) / (t1 - t0)
+        return Wasserstein(check_spd(Q, name))
+
+    def diffusion(self, mu: Measure, t0: float, t1: float) -> Tensor:
+        """C(t1) − C(t0)."""
+        return check_spd(self._increment(t0, t1), f"C({t1}) − C({t0})")
+
+    def descent(self, F: Functional, mu: Measure) -> Velocity:
+        raise TypeError("a Moving metric acts over an interval: use .over(t0, t1)")
+
+    def onsager(self, mu: Measure, u: Tensor) -> Tensor:
+        raise TypeError("a Moving metric acts over an interval: use .over(t0, t1)")
+
+    def _increment(self, t0: float, t1: float) -> Tensor:
+        return _matrix(self.C(t1)) - _matrix(self.C(t0))
+
+    def _rate(self, t0: float, t1: float) -> Tensor:
+        if self.rate is not None:
+            return _matrix(self.rate(t1))
+        try:
+            _, rate = torch.func.jvp(lambda t: torch.as_tensor(self.C(t)), *_unit_time(t1))
+        except TypeError as error:
+            raise TypeError("C(t) must accept a tensor t to be differentiated: write it in torch, or pass rate=") from error
+        if not rate.any() and self._increment(t0, t1).any():
+            raise TypeError("C(t) changes but its automatic derivative is 0: write it in torch, or pass rate=")
+        return _matrix(rate)
+
+
+@dataclass(frozen=True, eq=False)
+class Entropic(Metric):
+    """Entropy-regularised transport, for Backward.
+
+    OT(ν, μ) = min over plans of ⟨cost, π⟩ + reg·∫π log π (reference="lebesgue", Peyré 2015), or + reg·KL(π | ν⊗μ)
+    ("product"), or the Sinkhorn divergence OT(ν, μ) − ½OT(ν, ν) − ½OT(μ, μ) ("debiased", without bias at the fixed
+    point). `base` gives the cost, and may be Moving.
+    """
+
+    reg: float
+    reference: Literal["lebesgue", "product", "debiased"] = "lebesgue"
+    base: Metric = field(default_factory=Wasserstein)
+
+    def __post_init__(self) -> None:
+        if not self.reg > 0:
+            raise ValueError(f"reg must be positive, not {self.reg}; without regularisation use Wasserstein()")
+        if self.reference not in ("lebesgue", "product", "debiased"):
+            raise ValueError(f"reference must be 'lebesgue', 'product' or 'debiased', not {self.reference!r}")
+        if not isinstance(self.base, Wasserstein | Moving):
+            raise TypeError(f"base must be Wasserstein or Moving, not {type(self.base).__name__}")
+
+    def over(self, t0: float, t1: float) -> Entropic:
+        return Entropic(self.reg, self.reference, self.base.over(t0, t1))
+
+    def descent(self, F: Functional, mu: Measure) -> Velocity:
+        raise TypeError("Entropic is a relaxed distance for Backward; a Forward step uses its base metric")
+
+    def onsager(self, mu: Measure, u: Tensor) -> Tensor:
+        raise TypeError("Entropic is a relaxed distance for Backward; its base metric has the Onsager operator")
+
+
+def _matrix(value: Any) -> Tensor:
+    tensor = as_float(value, "C(t)")
+    return tensor * torch.eye(1, dtype=tensor.dtype, device=tensor.device) if tensor.ndim == 0 else tensor
+
+
+def _unit_time(t: float) -> tuple[tuple[Tensor], tuple[Tensor]]:
+    time = torch.tensor(t, dtype=torch.float64)
+    return (time,), (torch.ones_like(time),)
