@@ -65,6 +65,9 @@ class Functional(ABC):
         """dφ/dlog ρ on a Density's cells: the local diffusion coefficient of the flow; 0 for a potential."""
         raise TypeError(f"{self} is not local, so it gives no diffusivity")
 
+    def __str__(self) -> str:
+        return " + ".join(f"{'' if c == 1 else f'{c:g}·'}{type(f).__name__}" for c, f in self.terms)
+
     def __add__(self, other: Functional) -> Functional:
         if not isinstance(other, Functional):
             return NotImplemented
@@ -165,6 +168,9 @@ class Varying(Functional):
     @property
     def terms(self) -> tuple[tuple[float, Functional], ...]:
         raise TypeError("a Varying functional has terms only at a time: use .at(t)")
+
+    def __str__(self) -> str:
+        return "Varying"
 
     def __call__(self, mu: Measure) -> Tensor:
         raise TypeError("a Varying functional has a value only at a time: use .at(t)")

@@ -20,7 +20,7 @@ def choose(F: Functional, metric: Metric, mu: Measure) -> Solver:
 
 def explain(F: Functional, metric: Metric, mu: Measure) -> str:
     """What would be used for a triple, and why each of the others would not: one line a solver, in order."""
-    lines = [f"prox of {_name(F)} in {type(metric).__name__} on {type(mu).__name__}:"]
+    lines = [f"prox of {F} in {type(metric).__name__} on {type(mu).__name__}:"]
     chosen = False
     for solver in ORDER:
         reason = solver.supports(F, metric, mu)
@@ -29,6 +29,3 @@ def explain(F: Functional, metric: Metric, mu: Measure) -> str:
         lines.append(f"  {type(solver).__name__}: {verdict}")
     return "\n".join(lines)
 
-
-def _name(F: Functional) -> str:
-    return " + ".join(f"{c:g}·{type(f).__name__}" for c, f in F.terms)

@@ -1,0 +1,168 @@
+"""Observers: functions of a Tick, to give to `record` by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .flow import Observer, Tick
+from .functionals import KL, Functional
+from .measures import Gaussian, Measure, distance
+from .metrics import Metric, Wasserstein
+
+
+def mass(tick: Tick) -> Tensor:
+    """Total mass of the measure."""
+    return tick.after.mass
+
+
+def mean(tick: Tick) -> Tensor:
+    """∫ x dμ, (*batch, d)."""
+    return tick.after.mean
+
+
+def covariance(tick: Tick) -> Tensor:
+    """Covariance, (*batch, d, d)."""
+    return tick.after.cov
+
+
+def converged(tick: Tick) -> Tensor:
+    """Whether every solver of the step converged, (*batch,)."""
+    flags = [stats.converged for stats in _stats(tick.stats)]
+    return torch.stack(flags).all(0) if flags else torch.ones(tick.after.batch, dtype=torch.bool)
+
+
+def iterations(tick: Tick) -> Tensor:
+    """Solver iterations of the step, summed over its parts, (*batch,)."""
+    counts = [stats.iterations for stats in _stats(tick.stats)]
+    return torch.stack(counts).sum(0) if counts else torch.zeros(tick.after.batch, dtype=torch.int64)
+
+
+def energy(F: Functional) -> Observer:
+    """F(μ) at the end of the step (at time t1 when F varies)."""
+    return lambda tick: F.at(tick.t1)(tick.after)
+
+
+def kl(target: Gaussian | Callable[[Tensor], Tensor]) -> Observer:
+    """KL(μ | target); up to its normalisation when the target is a callable V = −log density."""
+    return energy(KL(target))
+
+
+def w2(target: Measure, metric: Metric | None = None) -> Observer:
+    """The distance W2(μ, target), not its square.
+
+    Exact for two Gaussians and in 1-D, by POT's linear program for Particles with n ≤ 5000; otherwise TypeError, and
+    `gelbrich` gives a lower bound. `metric` Wasserstein(Q) changes the cost to ⟨z, Q⁻¹z⟩.
+    """
+    return lambda tick: distance2(tick.after, target, metric, tick).clamp_min(0).sqrt()
+
+
+def gelbrich(target: Measure) -> Observer:
+    """W2 between the Gaussians with the moments of μ and of the target: a lower bound of W2 for any pair."""
+    return lambda tick: distance.gelbrich_squared(tick.after, target).clamp_min(0).sqrt()
+
+
+def dissipation(F: Functional, metric: Metric | None = None) -> Observer:
+    """∫ ⟨∇φ, K_μ ∇φ⟩ dμ with φ = δF/δμ: the rate −dF/dt at which the flow would lose F."""
+
+    def look(tick: Tick) -> Tensor:
+        mu, G = tick.after, F.at(tick.t1)
+        K = (metric or Wasserstein()).over(tick.t0, tick.t1)
+
+        def rate(x: Tensor) -> Tensor:
+            u = G.gradient(mu, x)
+            return (u * K.onsager(mu, u)).sum(-1)
+
+        return mu.expect(rate)
+
+    return look
+
+
+def fisher(target: Gaussian | Callable[[Tensor], Tensor]) -> Observer:
+    """Relative Fisher information ∫ |∇ log(μ/target)|² dμ."""
+    return dissipation(KL(target))
+
+
+def dissipation_gap(F: Functional, metric: Metric | None = None) -> Observer:
+    """F(μ₀) − F(μ₁) − d²(μ₀, μ₁)/(2·tau) over the step: non-negative, up to `rounding`/tau, for an exact Backward step.
+
+    Both values are taken at t1, where Backward takes F.
+    """
+
+    def look(tick: Tick) -> Tensor:
+        G, tau = F.at(tick.t1), tick.t1 - tick.t0
+        return G(tick.before) - G(tick.after) - distance2(tick.before, tick.after, metric, tick) / (2 * tau)
+
+    return look
+
+
+def evi_gap(F: Functional, sigma: Measure, metric: Metric | None = None, *, convexity: float | None = None) -> Observer:
+    """Slack of the evolution variational inequality of a Backward step with λ-convex F, tested against sigma:
+
+    d²(μ₀, σ) − 2·tau·(F(μ₁) − F(σ)) − (1 + λ·tau)·d²(μ₁, σ) − d²(μ₁, μ₀) ≥ −rounding
+
+    (Ambrosio, Gigli, Savaré 2008, section 4.1). λ is `convexity`, or the one that F knows of itself.
+    """
+
+    def look(tick: Tick) -> Tensor:
+        G, tau = F.at(tick.t1), tick.t1 - tick.t0
+        lam = _convexity(G, convexity)
+        before, after = (distance2(mu, sigma, metric, tick) for mu in (tick.before, tick.after))
+        moved = distance2(tick.before, tick.after, metric, tick)
+        return before - 2 * tau * (G(tick.after) - G(sigma)) - (1 + lam * tau) * after - moved
+
+    return look
+
+
+def forward_backward_gap(
+    F: Functional, target: Measure, metric: Metric | None = None, *, convexity: float | None = None
+) -> Observer:
+    """Slack of (1 − λ·tau)·d²(μ₀, π) − 2·tau·(F(μ₁) − F(π)) − d²(μ₁, π) ≥ −rounding, for forward-backward steps with
+    tau < 1/L (Salim, Korba, Luise 2020); λ is the strong convexity of the potential."""
+
+    def look(tick: Tick) -> Tensor:
+        G, tau = F.at(tick.t1), tick.t1 - tick.t0
+        lam = _convexity(G, convexity)
+        before, after = (distance2(mu, target, metric, tick) for mu in (tick.before, tick.after))
+        return (1 - lam * tau) * before - 2 * tau * (G(tick.after) - G(target)) - after
+
+    return look
+
+
+def rounding(tick: Tick) -> Tensor:
+    """What arithmetic allows to squared distances: 1000·eps·(Tr Σ + |m|²), the larger of before and after."""
+    sizes = [
+        mu.cov.diagonal(dim1=-2, dim2=-1).sum(-1) + mu.mean.square().sum(-1) for mu in (tick.before, tick.after)
+    ]
+    return 1000 * torch.finfo(sizes[0].dtype).eps * torch.maximum(*sizes)
+
+
+def distance2(mu: Measure, nu: Measure, metric: Metric | None, tick: Tick) -> Tensor:
+    """d²(μ, ν) in the metric of the step: W2² after the change of variables z = L⁻¹x, LLᵀ = Q."""
+    over = (metric or Wasserstein()).over(tick.t0, tick.t1)
+    if not isinstance(over, Wasserstein):
+        raise TypeError(f"no distance formula for {type(over).__name__}; give a Wasserstein or Moving metric")
+    L = over.factor(mu)
+    if L is None:
+        return distance.w2_squared(mu, nu)
+    return distance.w2_squared(_whitened(mu, L), _whitened(nu, L))
+
+
+def _whitened(mu: Measure, L: Tensor) -> Measure:
+    return mu.push(lambda x: torch.linalg.solve_triangular(L, x.mT, upper=False).mT)
+
+
+def _convexity(F: Functional, given: float | None) -> float:
+    lam = F.convexity() if given is None else given
+    if lam is None:
+        raise ValueError(f"the convexity of {F} is not known; pass convexity=λ")
+    return lam
+
+
+def _stats(stats: Any) -> list[Any]:
+    if isinstance(stats, tuple):
+        return [leaf for part in stats for leaf in _stats(part)]
+    return [] if stats is None else [stats]

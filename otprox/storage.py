@@ -1,0 +1,95 @@
+"""Nested values of tensors, numbers and dataclasses in one .npz file: written atomically, read without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import measures
+from .domains import Domain
+from .solvers import Stats
+
+
+def save(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` to `path`; a reader sees the old file or the new one, never half of it."""
+    arrays: dict[str, np.ndarray] = {}
+    structure = _encode(value, arrays)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, structure=np.array(json.dumps(structure)), **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: str | os.PathLike[str], device: torch.device | None = None) -> Any:
+    """Read what `save` wrote, tensors on `device`."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            structure = json.loads(str(archive["structure"]))
+            return _decode(structure, archive, device)
+    except (KeyError, ValueError, EOFError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} was not written by otprox, or is damaged: {error}") from error
+
+
+def _encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, Tensor):
+        key = f"t{len(arrays)}"
+        arrays[key] = value.detach().cpu().numpy()
+        return {"tensor": key}
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: getattr(value, f.name) for f in fields(value)}
+        kept = {name: _encode(part, arrays) for name, part in parts.items() if not callable(part) or is_dataclass(part)}
+        return {"type": type(value).__name__, "fields": kept}
+    if isinstance(value, tuple | list):
+        return {"tuple": [_encode(part, arrays) for part in value]}
+    if isinstance(value, dict):
+        return {"dict": {key: _encode(part, arrays) for key, part in value.items()}}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"cannot save a {type(value).__name__}")
+
+
+def _decode(node: Any, archive: Any, device: torch.device | None) -> Any:
+    if not isinstance(node, dict):
+        return node
+    if "tensor" in node:
+        return torch.from_numpy(archive[node["tensor"]]).to(device)
+    if "tuple" in node:
+        return tuple(_decode(part, archive, device) for part in node["tuple"])
+    if "dict" in node:
+        return {key: _decode(part, archive, device) for key, part in node["dict"].items()}
+    return _rebuild(node, archive, device)
+
+
+def _rebuild(node: dict[str, Any], archive: Any, device: torch.device | None) -> Any:
+    known = {cls.__name__: cls for cls in _storable()}
+    if node["type"] not in known:
+        raise ValueError(f"it holds a {node['type']}, which is not defined here; import its module first")
+    cls = known[node["type"]]
+    value = object.__new__(cls)
+    for f in fields(cls):
+        part = node["fields"].get(f.name)
+        object.__setattr__(value, f.name, _decode(part, archive, device))
+    return value
+
+
+def _storable() -> Iterator[type]:
+    yield from (Stats, measures.Grid, measures.GaussHermite, measures.Samples)
+    for base in (measures.Measure, Domain):
+        yield from base.__subclasses__()
