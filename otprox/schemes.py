@@ -1,0 +1,66 @@
+"""The catalogue: schemes of the literature, each a composition of steps with its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .functionals import KL, Entropy, Functional, Potential, Quadratic
+from .measures import Gaussian
+from .metrics import Entropic, Metric, Wasserstein
+from .solvers import Solver
+from .steps import Backward, Flow, Forward, Halves, Heat, Step, Strang
+
+Target = Gaussian | Callable[[Tensor], Tensor]
+
+
+def proximal_gradient(V: Callable[[Tensor], Tensor], metric: Metric | None = None, solver: Solver | None = None) -> Step:
+    """Wasserstein proximal gradient: forward on ∫V dμ, backward on the entropy; unbiased.
+
+    Wibisono 2018, "Sampling as optimization in the space of measures"; Salim, Korba, Luise 2020, "The Wasserstein
+    proximal gradient algorithm".
+    """
+    metric = metric or Wasserstein()
+    return Forward(Potential(V), metric) >> Backward(Entropy(), metric, solver)
+
+
+def langevin(
+    V: Callable[[Tensor], Tensor], generator: torch.Generator | None = None, metric: Metric | None = None
+) -> Step:
+    """Unadjusted Langevin: forward on ∫V dμ, then the exact heat flow; stationary law biased by O(tau).
+
+    Roberts, Tweedie 1996; as a forward-flow splitting, Wibisono 2018.
+    """
+    metric = metric or Wasserstein()
+    return Forward(Potential(V), metric) >> Heat(metric=metric, generator=generator)
+
+
+def jko(target: Target, metric: Metric | None = None, solver: Solver | None = None) -> Step:
+    """Jordan–Kinderlehrer–Otto 1998, "The variational formulation of the Fokker–Planck equation"."""
+    return Backward(KL(target), metric or Wasserstein(), solver)
+
+
+def entropic_jko(
+    target: Target, reg: float, reference: Literal["lebesgue", "product", "debiased"] = "lebesgue"
+) -> Step:
+    """JKO with entropic transport: Peyré 2015, "Entropic approximation of Wasserstein gradient flows"."""
+    return Backward(KL(target), Entropic(reg, reference))
+
+
+def forward_kl(target: Target, metric: Metric | None = None) -> Step:
+    """Wasserstein gradient descent on KL(·|target): explicit, unbiased, needs a measure with a score."""
+    return Forward(KL(target), metric or Wasserstein())
+
+
+def midpoint(F: Functional, metric: Metric | None = None) -> Step:
+    """Forward over the first half of the step, backward over the second: second order, unbiased."""
+    metric = metric or Wasserstein()
+    return Halves(Forward(F, metric), Backward(F, metric))
+
+
+def strang(V: Quadratic, generator: torch.Generator | None = None) -> Step:
+    """Half a heat flow, the exact flow of a quadratic V, half a heat flow: second order (Strang 1968)."""
+    return Strang(Heat(generator=generator), Flow(V))

@@ -1,0 +1,258 @@
+"""Run schemes over a ladder of step sizes (or resolutions) against closed forms: error, observed order, verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from . import exact, schemes
+from .flow import flow, record
+from .functionals import KL, Entropy, PorousMedium, Potential, Quadratic
+from .measures import Density, Gaussian, Grid, Measure, Quantiles
+from .measures.distance import w2_squared
+from .metrics import Entropic, Wasserstein
+from .steps import Backward, Drift, Flow, Forward, Halves, Heat, Step, Strang
+
+
+@dataclass(frozen=True)
+class Case:
+    """A claim about a scheme: its error falls at `order` along `ladder`, or is below `within` (order None)."""
+
+    name: str
+    reference: str
+    ladder: Sequence[float]
+    error: Callable[[float], float]
+    order: float | None = None
+    within: float | None = None
+    slack: float = 0.2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured for a case. `observed` is the order between the last two rungs."""
+
+    name: str
+    reference: str
+    ladder: list[float]
+    errors: list[float]
+    expected: float | None
+    observed: float | None
+    passed: bool
+
+
+def run(names: Sequence[str] = ()) -> Iterator[Verdict]:
+    """Verdicts of the catalogue, in order; only the cases whose name contains one of `names`, when given."""
+    for case in catalogue():
+        if not names or any(name in case.name for name in names):
+            yield judge(case)
+
+
+def judge(case: Case) -> Verdict:
+    """Measure one case."""
+    errors = [case.error(rung) for rung in case.ladder]
+    observed = observed_order(case.ladder, errors)
+    if case.order is not None:
+        passed = observed is not None and abs(observed - case.order) <= case.slack
+    else:
+        passed = case.within is not None and max(errors) <= case.within
+    passed = passed and all(math.isfinite(e) for e in errors)
+    return Verdict(case.name, case.reference, list(case.ladder), errors, case.order, observed, passed)
+
+
+def observed_order(ladder: Sequence[float], errors: Sequence[float]) -> float | None:
+    """log(e₁/e₂)/log(h₁/h₂) of the last two rungs; positive when the error falls as the rung falls (or as n grows)."""
+    if len(ladder) < 2 or min(errors[-2:]) <= 0:
+        return None
+    return abs(math.log(errors[-2] / errors[-1]) / math.log(ladder[-2] / ladder[-1])) * math.copysign(
+        1, errors[-2] - errors[-1]
+    )
+
+
+def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, object]]:
+    """Plain dictionaries, for machines."""
+    return [asdict(v) for v in verdicts]
+
+
+def catalogue() -> list[Case]:
+    """Every case that is run."""
+    return [*_splittings(), *_fixed_points(), *_one_step(), *_quantiles(), *_grids()]
+
+
+# the data of the Gaussian cases: covariances that do not commute
+
+_S0 = [[2.0, 0.6, -0.3], [0.6, 1.0, 0.2], [-0.3, 0.2, 0.5]]
+_Q = [[1.0, -0.4, 0.1], [-0.4, 0.8, 0.3], [0.1, 0.3, 1.5]]
+
+
+def _gaussians() -> tuple[Gaussian, Gaussian]:
+    def tensor(rows: object) -> torch.Tensor:
+        return torch.tensor(rows, dtype=torch.float64)
+
+    return Gaussian(tensor([1.0, -2.0, 0.5]), tensor(_S0)), Gaussian(tensor([0.5, 0.25, -1.0]), tensor(_Q))
+
+
+def _run(step: Step, mu: Measure, tau: float, horizon: float) -> Measure:
+    n = round(horizon / tau)
+    return record(flow(step, mu, [horizon * k / n for k in range(n + 1)])).final
+
+
+def _to_ornstein_uhlenbeck(step: Callable[[Quadratic, Gaussian], Step]) -> Callable[[float], float]:
+    """W2 at t = 1 between a scheme and the exact Ornstein–Uhlenbeck flow."""
+
+    def error(tau: float) -> float:
+        mu, target = _gaussians()
+        end = _run(step(Quadratic.of(target), target), mu, tau, 1.0)
+        return w2_squared(end, exact.gaussian.ornstein_uhlenbeck(mu, target, 1.0)).sqrt().item()
+
+    return error
+
+
+def _splittings() -> list[Case]:
+    ladder = (0.1, 0.05, 0.025)
+    first: dict[str, Callable[[Quadratic, Gaussian], Step]] = {
+        "JKO": lambda V, pi: schemes.jko(pi),
+        "forward-backward": lambda V, pi: schemes.proximal_gradient(V),
+        "Langevin (forward, heat)": lambda V, pi: schemes.langevin(V),
+        "heat, forward": lambda V, pi: Heat() >> Forward(Potential(V)),
+        "forward KL": lambda V, pi: schemes.forward_kl(pi),
+        "Strang(heat, forward)": lambda V, pi: Strang(Heat(), Forward(Potential(V))),
+        "Strang(prox entropy, exact drift)": lambda V, pi: Strang(Backward(Entropy()), Flow(V)),
+    }
+    second: dict[str, Callable[[Quadratic, Gaussian], Step]] = {
+        "Strang(heat, exact drift)": lambda V, pi: schemes.strang(V),
+        "Strang(heat, midpoint drift)": lambda V, pi: Strang(Heat(), Drift(_drift(V), order=2)),
+        "forward half, backward half": lambda V, pi: schemes.midpoint(KL(pi)),
+        "backward half, forward half": lambda V, pi: Halves(Backward(KL(pi)), Forward(KL(pi))),
+    }
+    reference = "exact Ornstein–Uhlenbeck flow at t = 1, W2"
+    return [
+        Case(f"order: {name}", reference, ladder, _to_ornstein_uhlenbeck(step), order)
+        for order, family in ((1.0, first), (2.0, second))
+        for name, step in family.items()
+    ]
+
+
+def _drift(V: Quadratic) -> Callable[[float, Measure, torch.Tensor], torch.Tensor]:
+    return lambda t, mu, x: -(x - V.mean) @ V.precision
+
+
+def _fixed_points() -> list[Case]:
+    def stationary(step: Callable[[Quadratic, Gaussian], Step], law: Callable[[Gaussian, float], Gaussian]) -> Callable[[float], float]:
+        def error(tau: float) -> float:
+            mu, target = _gaussians()
+            end = _run(step(Quadratic.of(target), target), mu, tau, 2000 * tau)
+            assert isinstance(end, Gaussian)
+            return (end.cov - law(target, tau).cov).abs().max().item()
+
+        return error
+
+    return [
+        Case(
+            "bias: forward-backward",
+            "stationary covariance is the target's",
+            (0.3, 0.1),
+            stationary(lambda V, pi: schemes.proximal_gradient(V), lambda pi, tau: pi),
+            within=1e-10,
+        ),
+        Case(
+            "bias: JKO",
+            "stationary covariance is the target's",
+            (0.3, 0.1),
+            stationary(lambda V, pi: schemes.jko(pi), lambda pi, tau: pi),
+            within=1e-10,
+        ),
+        Case(
+            "bias: Langevin",
+            "stationary covariance Q(I − τQ⁻¹/2)⁻¹",
+            (0.3, 0.1),
+            stationary(lambda V, pi: schemes.langevin(V), lambda pi, tau: exact.gaussian.ula_stationary(pi, tau)),
+            within=1e-10,
+        ),
+    ]
+
+
+def _one_step() -> list[Case]:
+    def against(step: Callable[[Gaussian], Step], law: Callable[[Gaussian, Gaussian, float], Gaussian]) -> Callable[[float], float]:
+        def error(tau: float) -> float:
+            mu, target = _gaussians()
+            new, want = step(target)(mu, 0.0, tau).mu, law(mu, target, tau)
+            return max((new.mean - want.mean).abs().max().item(), (new.cov - want.cov).abs().max().item())
+
+        return error
+
+    ladder = (1.0, 0.3, 0.1, 0.01)
+    jko = Case(
+        "one step: JKO, non-commuting covariances",
+        "closed form",
+        ladder,
+        against(lambda pi: Backward(KL(pi)), exact.gaussian.prox_kl),
+        within=1e-9,
+    )
+    entropic = [
+        Case(
+            f"one step: entropic JKO, {reference} reference",
+            "closed form, reg = 0.1",
+            ladder[:3],
+            against(
+                lambda pi, reference=reference: Backward(KL(pi), Entropic(0.1, reference)),  # type: ignore[misc]
+                lambda mu, pi, tau, reference=reference: exact.gaussian.prox_kl_entropic(mu, pi, tau, 0.1, reference),  # type: ignore[misc]
+            ),
+            within=1e-8,
+        )
+        for reference in ("lebesgue", "product", "debiased")
+    ]
+    return [jko, *entropic]
+
+
+def _quantiles() -> list[Case]:
+    def variance(n: float) -> float:
+        mu, target = Gaussian([1.0], [[4.0]]), Gaussian([0.0], [[1.0]])
+        new = Backward(KL(target))(Quantiles.of(mu, int(n)), 0.0, 0.3).mu
+        return abs(new.cov.item() - exact.gaussian.prox_kl(mu, target, 0.3).cov.item())
+
+    def porous(n: float) -> float:
+        levels = (torch.arange(int(n), dtype=torch.float64) + 0.5) / int(n)
+        new = Backward(PorousMedium(2.0))(Quantiles(levels), 0.0, 0.1).mu
+        want = exact.diffusion.jko_uniform_porous_medium(0.1)
+        return abs(new.cov.item() - want.variance)
+
+    return [
+        Case("quantiles: KL prox of a Gaussian, variance", "closed form", (500, 1000, 2000), variance, order=1.0),
+        Case("quantiles: porous-medium prox of U[0, 1], variance", "closed form", (500, 1000, 2000), porous, order=1.5),
+    ]
+
+
+def _grids() -> list[Case]:
+    def heat(h: float) -> float:
+        grid = Grid(-8.0, 8.0, round(16 / h))
+        mu = Gaussian([0.3], [[0.5]])
+        new = Heat()(mu.to_density(grid), 0.0, 0.4).mu
+        want = exact.gaussian.heat(mu, 0.4).to_density(grid)
+        return (new.values - want.values).abs().sum().item() * grid.volume
+
+    def entropic(tau: float) -> float:
+        grid = Grid(-8.0, 8.0, 800)
+        mu, target = Gaussian([1.0], [[1.7]]), Gaussian([0.0], [[0.6]])
+        new: Density = Backward(KL(target), Entropic(0.2))(mu.to_density(grid), 0.0, tau).mu
+        want = exact.gaussian.prox_kl_entropic(mu, target, tau, 0.2, "lebesgue")
+        return abs(new.cov.item() - want.cov.item())
+
+    return [
+        Case("grid: heat", "Gaussian convolution, L1", (0.2, 0.1, 0.05), heat, order=2.0),
+        Case("grid: entropic JKO by scaling", "closed form, variance", (1.0, 0.3, 0.1), entropic, within=1e-3),
+        Case("metric: JKO in Wasserstein(Q)", "change of variables", (0.3, 0.1), _in_metric, within=1e-9),
+    ]
+
+
+def _in_metric(tau: float) -> float:
+    mu, target = _gaussians()
+    Q = torch.tensor(_S0, dtype=torch.float64)
+    L = torch.linalg.cholesky(Q)
+    new = Backward(KL(target), Wasserstein(Q))(mu, 0.0, tau).mu
+    inverse = torch.linalg.inv(L)
+    moved = [g.affine((inverse @ g.mean[:, None])[:, 0], inverse) for g in (mu, target)]
+    want = exact.gaussian.prox_kl(moved[0], moved[1], tau)
+    return (new.cov - L @ want.cov @ L.mT).abs().max().item()
