@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-if find_spec("jaxtyping") and find_spec("beartype"):
-    from jaxtyping import install_import_hook
+if find_spec("beartype"):
+    import shapes
 
-    install_import_hook("otprox", "beartype.beartype")  # before the first import of otprox
+    shapes.install()  # before any test imports otprox
 
 import hypothesis
 import pytest
