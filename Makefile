@@ -26,7 +26,7 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --cov --cov-fail-under=90
 
 docs: $(VENV)/.installed-docs
-	$(SPHINX) -b doctest docs docs/_build/doctest
+	$(SPHINX) -b doctest -D plot_gallery=0 docs docs/_build/doctest
 	$(SPHINX) -b html docs docs/_build/html
 
 bench: $(VENV)/.installed-bench
