@@ -1,7 +1,9 @@
 """otprox: proximal steps and gradient flows over probability measures."""
 
-from . import domains, metrics, solvers
+from . import domains, functionals, kernels, measures, metrics, observe, schemes, solvers
 from .domains import Box, Euclidean, Torus
-from .functionals import KL, Entropy, Functional, Interaction, PorousMedium, Potential, Quadratic, Varying
-from .measures import GaussHermite, Gaussian, Measure, Particles, Samples
+from .flow import Path, Tick, Trajectory, flow, record
+from .functionals import KL, Blob, Entropy, Functional, Interaction, PorousMedium, Potential, Quadratic, Varying
+from .measures import Density, GaussHermite, Gaussian, Grid, Measure, Particles, Quantiles, Samples
 from .metrics import Entropic, Metric, Moving, Wasserstein
+from .steps import Backward, Chain, Drift, Flow, Forward, Halves, Heat, Step, Strang

@@ -131,7 +131,9 @@ class Drift(Step):
     def _velocity(self, t: float, mu: Measure, x: Tensor) -> Tensor:
         v = self.v(t, mu, x)
         if v.shape != x.shape:
-            raise ValueError(f"v must map points {tuple(x.shape)} to velocities of the same shape, not {tuple(v.shape)}")
+            raise ValueError(
+                f"v must map points {tuple(x.shape)} to velocities of the same shape, not {tuple(v.shape)}"
+            )
         return v
 
 
@@ -226,8 +228,8 @@ def finite(mu: M, cause: str) -> M:
         if not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise ValueError(
-                f"{cause} gave {bad} non-finite entries in {type(mu).__name__}.{name}: the step size is too large, or V "
-                "or its gradient is NaN or infinite where the mass is"
+                f"{cause} gave {bad} non-finite entries in {type(mu).__name__}.{name}: the step size is too large, or "
+                "V or its gradient is NaN or infinite where the mass is"
             )
     return mu
 

@@ -58,3 +58,23 @@ def gaussians() -> Gaussians:
         mq=torch.tensor([0.5, 0.25, -1.0]),
         Q=torch.tensor([[1.0, -0.4, 0.1], [-0.4, 0.8, 0.3], [0.1, 0.3, 1.5]]),
     )
+
+
+@pytest.fixture
+def m0(gaussians: Gaussians) -> Tensor:
+    return gaussians.m0
+
+
+@pytest.fixture
+def S0(gaussians: Gaussians) -> Tensor:
+    return gaussians.S0
+
+
+@pytest.fixture
+def mq(gaussians: Gaussians) -> Tensor:
+    return gaussians.mq
+
+
+@pytest.fixture
+def Q(gaussians: Gaussians) -> Tensor:
+    return gaussians.Q

@@ -36,8 +36,8 @@ def run(folder: Path, progress: bool = True) -> None:
     rows.append(["exact", "–", *(f"{value:.5f}" for value in (truth.x2, truth.x4, truth.barrier)), "–"])
     table(f"moments at t = {HORIZON:g}", ["method", "tau", "E x²", "E x⁴", "P(|x| < ½)", "seconds"], rows)
     say(
-        "10⁴ particles have a standard error of 0.005 on E x² and 0.004 on P(|x| < ½); entropic JKO with reg = 0.005 widens "
-        "each step by reg/2 and is biased by it, Langevin by tau"
+        "10⁴ particles have a standard error of 0.005 on E x² and 0.004 on P(|x| < ½); entropic JKO with reg = 0.005 "
+        "widens each step by reg/2 and is biased by it, Langevin by tau"
     )
     save(_figure({name: trajectory for name, (trajectory, _, _) in runs.items()}), folder, "double_well.png")
 
@@ -48,8 +48,16 @@ def _methods() -> dict[str, tuple[Step, Measure, float]]:
     cloud = Particles(start.to_particles(10_000, generator).x)
     return {
         "JKO by quantiles, n = 2000": (schemes.jko(V), Quantiles.of(start, 2000), TAU),
-        "entropic JKO by scaling, 512 cells": (schemes.entropic_jko(V, 0.005), start.to_density(Grid(-2.5, 2.5, 512)), TAU),
-        "debiased entropic JKO": (schemes.entropic_jko(V, 0.005, "debiased"), start.to_density(Grid(-2.5, 2.5, 512)), TAU),
+        "entropic JKO by scaling, 512 cells": (
+            schemes.entropic_jko(V, 0.005),
+            start.to_density(Grid(-2.5, 2.5, 512)),
+            TAU,
+        ),
+        "debiased entropic JKO": (
+            schemes.entropic_jko(V, 0.005, "debiased"),
+            start.to_density(Grid(-2.5, 2.5, 512)),
+            TAU,
+        ),
         "Langevin, 10⁴ particles": (schemes.langevin(V, generator), cloud, TAU),
     }
 

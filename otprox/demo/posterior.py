@@ -55,7 +55,12 @@ def load() -> Data:
     X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, random_state=0, stratify=y)
     scale = StandardScaler().fit(X)
     as_tensor: Callable[[Any], Tensor] = lambda a: torch.as_tensor(a, dtype=torch.float64)  # noqa: E731
-    return Data(as_tensor(scale.transform(X)), as_tensor(2 * y - 1), as_tensor(scale.transform(X_test)), as_tensor(2 * y_test - 1))
+    return Data(
+        as_tensor(scale.transform(X)),
+        as_tensor(2 * y - 1),
+        as_tensor(scale.transform(X_test)),
+        as_tensor(2 * y_test - 1),
+    )
 
 
 def model(data: Data) -> GeneralizedLinear:
@@ -91,8 +96,8 @@ def run(folder: Path, progress: bool = True) -> None:
     reference, seconds = _timed(lambda: importance_sampling(V, laplace))
     spread = reference.cov.diagonal().sqrt()
     say(
-        f"reference: importance sampling, {reference.effective:,.0f} effective of 400,000 draws, {seconds:.1f} s; its own "
-        f"Monte Carlo error of a mean is at most {(reference.mean_error / spread).max():.3f} posterior standard deviations"
+        f"reference: importance sampling, {reference.effective:,.0f} effective of 400,000 draws, {seconds:.1f} s; its "
+        f"own Monte Carlo error of a mean is at most {(reference.mean_error / spread).max():.3f} posterior std"
     )
     gaussian, gaussian_time = _timed(lambda: _forward_backward(V, laplace, metric, tau, progress))
     particles, particle_time = _timed(lambda: _langevin(V, laplace, metric, tau, progress))
@@ -122,13 +127,15 @@ def _preconditioner(V: GeneralizedLinear, laplace: Gaussian) -> tuple[Wasserstei
     L = torch.linalg.cholesky(laplace.cov)
     plain, preconditioned = (torch.linalg.eigvalsh(A)[-1].item() for A in (bound, L.mT @ bound @ L))
     say(
-        f"smoothness: L = {plain:,.0f} in W2; {preconditioned:,.0f} in Wasserstein(Q), Q the inverse Hessian at the mode, used "
-        f"below for forward-backward and for Langevin, with tau = 0.98/L"
+        f"smoothness: L = {plain:,.0f} in W2; {preconditioned:,.0f} in Wasserstein(Q), Q the inverse Hessian at the "
+        "mode, used below for forward-backward and for Langevin, with tau = 0.98/L"
     )
     return Wasserstein(laplace.cov), preconditioned
 
 
-def _forward_backward(V: GeneralizedLinear, start: Gaussian, metric: Wasserstein, tau: float, progress: bool) -> Trajectory:
+def _forward_backward(
+    V: GeneralizedLinear, start: Gaussian, metric: Wasserstein, tau: float, progress: bool
+) -> Trajectory:
     step = Forward(Potential(V), metric) >> Backward(Entropy(), metric)
     times = [k * tau for k in range(STEPS + 1)]
     return record(flow(step, start, times, progress), free_energy=observe.energy(KL(V)))
@@ -190,7 +197,9 @@ def _figure(gaussian: Trajectory, fits: list[tuple[str, Any, float]], reference:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     energy = gaussian.series["free_energy"]
     left.semilogy(energy[:-1] - energy[-1])
-    left.set(xlabel="iteration", ylabel="free energy above its last value", title="Forward-backward decreases at every step")
+    left.set(
+        xlabel="iteration", ylabel="free energy above its last value", title="Forward-backward decreases at every step"
+    )
     spread = reference.cov.diagonal().sqrt()
     for name, fit, _ in fits:
         middle.plot(((fit.mean - reference.mean) / spread).abs(), "o", ms=4, label=name)

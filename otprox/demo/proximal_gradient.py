@@ -64,7 +64,9 @@ def _compare(mu: Gaussian, target: Gaussian, tau: float, floor: float, progress:
     )
     gap = ((series["FB"] - closed).abs() / closed.clamp_min(1e-6 * dim)).max().item()
     stationary = gelbrich_squared(exact.gaussian.ula_stationary(target, tau), target).item()
-    say(f"FB against its closed form: largest relative gap {gap:.1e}; Langevin's stationary bias, W2²: {stationary:.6g}")
+    say(
+        f"FB against its closed form: largest relative gap {gap:.1e}; Langevin's stationary bias, W2²: {stationary:.6g}"
+    )
     return {**series, "bound": torch.tensor([181.0 * dim * (1 - tau) ** (n + 1) for n in range(STEPS)])}
 
 
@@ -136,7 +138,14 @@ def _figure(runs: dict[tuple[int, float], dict[str, Tensor]]) -> Any:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(runs), figsize=(4 * len(runs), 3.6), layout="constrained")
-    styles = {"FB": "C0-", "JKO": "C2-", "Langevin": "C3-", "FB, particles": "C0o", "Langevin, particles": "C3x", "bound": "k:"}
+    styles = {
+        "FB": "C0-",
+        "JKO": "C2-",
+        "Langevin": "C3-",
+        "FB, particles": "C0o",
+        "Langevin, particles": "C3x",
+        "bound": "k:",
+    }
     for ax, ((dim, tau), series) in zip(axes, runs.items(), strict=True):
         for name, values in series.items():
             ax.semilogy(range(1, STEPS + 1), values, styles[name], ms=4, label=name)

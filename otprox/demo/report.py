@@ -52,4 +52,8 @@ def _plain(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -
     widths = [max(len(row[k]) for row in [columns, *cells]) for k in range(len(columns))]
     print(title)
     for row in [columns, ["-" * w for w in widths], *cells]:
-        print("  ".join(text.ljust(w) if k == 0 else text.rjust(w) for k, (text, w) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  ".join(
+                text.ljust(w) if k == 0 else text.rjust(w) for k, (text, w) in enumerate(zip(row, widths, strict=True))
+            )
+        )

@@ -162,7 +162,7 @@ class Measure(ABC):
 
 
 def as_float(value: Any, name: str, like: Tensor | None = None) -> Tensor:
-    """A finite floating tensor from a tensor, array, list or number; dtype and device of `like` unless it has its own."""
+    """A finite floating tensor from a tensor, array, list or number; dtype and device of `like` if it has none."""
     if isinstance(value, Tensor):
         tensor = value if value.is_floating_point() else value.to(torch.get_default_dtype())
     else:
@@ -189,7 +189,7 @@ def check_alike(tensor: Tensor, name: str, like: Tensor) -> None:
 
 
 def check_weights(w: Tensor, name: str, tolerance: float = 1e-5) -> Tensor:
-    """Weights (*batch, n), refused when negative or when their sum is off 1 by more than `tolerance`, else normalised."""
+    """Weights (*batch, n), refused when negative or when their sum is off 1 beyond `tolerance`, else normalised."""
     if (w < 0).any():
         raise ValueError(f"{name} must be non-negative; the smallest is {w.min().item():.6g}")
     total = w.sum(-1, keepdim=True)

@@ -27,4 +27,6 @@ class Metric(ABC):
 
     def diffusion(self, mu: Measure, t0: float, t1: float) -> Tensor:
         """∫ Q_t dt over the step, (d, d) or (*batch, d, d): half the covariance of the exact heat flow."""
-        raise TypeError(f"{type(self).__name__} has no constant mobility, so no exact heat flow; use Backward(Entropy(), …)")
+        raise TypeError(
+            f"{type(self).__name__} has no constant mobility, so no exact heat flow; use Backward(Entropy(), …)"
+        )

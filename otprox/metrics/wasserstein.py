@@ -1,4 +1,4 @@
-"""Transport metrics with a mobility that does not depend on μ: Wasserstein, its entropic relaxation, and moving ones."""
+"""Transport metrics whose mobility does not depend on μ: Wasserstein, its entropic relaxation, and moving ones."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Moving(Metric):
     """W2 in a metric that moves: cost ⟨x − y, Ċ⁻¹(x − y)⟩ with C: t ↦ C_t increasing.
 
     rule="end" takes Ċ at the end of the step, rule="average" takes (C(t1) − C(t0))/tau; both are first order. `rate` is
-    Ċ; by automatic differentiation of C when not given. C(t) is (d, d), or a number for a multiple of the identity.
+    Ċ; by automatic differentiation of C when not given. C(t) is (d, d), or a number in one dimension.
     """
 
     C: Callable[[Any], Any]
@@ -104,7 +104,9 @@ class Moving(Metric):
         try:
             _, rate = torch.func.jvp(lambda t: torch.as_tensor(self.C(t)), *_unit_time(t1))
         except TypeError as error:
-            raise TypeError("C(t) must accept a tensor t to be differentiated: write it in torch, or pass rate=") from error
+            raise TypeError(
+                "C(t) must accept a tensor t to be differentiated: write it in torch, or pass rate="
+            ) from error
         if not rate.any() and self._increment(t0, t1).any():
             raise TypeError("C(t) changes but its automatic derivative is 0: write it in torch, or pass rate=")
         return _matrix(rate)

@@ -1,0 +1,85 @@
+"""Wasserstein distances against closed forms, POT, and quadrature over quantile functions."""
+
+import math
+
+import ot
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import integrate, stats
+
+import otprox as ox
+from otprox.measures.distance import gelbrich_squared, w2_squared
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 9))
+def test_weighted_atoms_on_the_line_agree_with_pot(seed, n, m):
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(n, 1, generator=g), 2 * torch.randn(m, 1, generator=g) + 1
+    a, b = torch.rand(n, generator=g) + 0.01, torch.rand(m, generator=g) + 0.01
+    a, b = a / a.sum(), b / b.sum()
+    want = ot.emd2(a.numpy(), b.numpy(), ot.dist(x.numpy(), y.numpy()))
+    assert w2_squared(ox.Particles(x, a), ox.Particles(y, b)).item() == pytest.approx(want, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "m"), [(7, 7), (12, 5)])
+def test_points_in_the_plane_agree_with_pot(n, m):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3, n, 2, generator=g), torch.randn(3, m, 2, generator=g) + 1
+    got = w2_squared(ox.Particles(x), ox.Particles(y))
+    for k in range(3):
+        want = ot.emd2([], [], ot.dist(x[k].numpy(), y[k].numpy()))
+        assert got[k].item() == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize(("m", "s"), [(0.0, 1.0), (10.0, 10.0), (-2.0, 0.1)])
+def test_atoms_to_a_gaussian(m, s):
+    x = torch.tensor([[-1.0], [0.5], [2.0]])
+    w = torch.tensor([0.2, 0.5, 0.3])
+    got = w2_squared(ox.Particles(x, w), ox.Gaussian([m], [[s * s]])).item()
+    edges, want = [0.0, 0.2, 0.7, 1.0], 0.0
+    for value, low, high in zip(x[:, 0].tolist(), edges, edges[1:], strict=False):
+        want += integrate.quad(lambda u, v=value: (v - stats.norm.ppf(u, m, s)) ** 2, low, high, epsabs=1e-12)[0]
+    assert got == pytest.approx(want, rel=1e-8)
+    assert w2_squared(ox.Gaussian([m], [[s * s]]), ox.Particles(x, w)).item() == pytest.approx(got)
+
+
+def test_uniform_quantiles_of_a_gaussian_are_close_to_it():
+    n = 10_000
+    mu = ox.Quantiles(torch.special.ndtri((torch.arange(n) + 0.5) / n))
+    assert 0 < w2_squared(mu, ox.Gaussian([0.0], [[1.0]])).item() < 1e-3
+
+
+def test_densities_on_the_line():
+    one = ox.Density(torch.ones(10), ox.Grid(0.0, 1.0, 10))
+    two = ox.Density(torch.full((16,), 0.5), ox.Grid(1.0, 3.0, 16))
+    assert w2_squared(one, two).item() == pytest.approx(1.5**2 + 1 / 12, rel=1e-12)  # U[0,1] → U[1,3]: x = 1 + 2u
+    assert w2_squared(one, one).item() == pytest.approx(0.0, abs=1e-15)
+    s = 0.7
+    want = integrate.quad(lambda u: (u - stats.norm.ppf(u, 0.2, s)) ** 2, 0, 1, epsabs=1e-12)[0]
+    assert w2_squared(one, ox.Gaussian([0.2], [[s * s]])).item() == pytest.approx(want, rel=1e-8)
+    grids = [ox.Gaussian([0.0], [[1.0]]).to_density(ox.Grid(-9.0, 9.0, n)) for n in (90, 180, 360)]
+    errors = [w2_squared(d, ox.Gaussian([0.0], [[1.0]])).sqrt().item() for d in grids]
+    assert math.log2(errors[1] / errors[2]) > 0.9
+
+
+def test_batches_broadcast():
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(4, 6, 1, generator=g)
+    many = w2_squared(ox.Particles(x), ox.Particles(x[0]))
+    assert many.shape == (4,) and many[0].item() == pytest.approx(0.0, abs=1e-12)
+    assert many[2].item() == pytest.approx(w2_squared(ox.Particles(x[2]), ox.Particles(x[0])).item())
+
+
+@given(st.integers(0, 10_000))
+def test_gelbrich_is_a_lower_bound(seed):
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(8, 2, generator=g), torch.rand(8, 2, generator=g)
+    mu, nu = ox.Particles(x), ox.Particles(y)
+    assert gelbrich_squared(mu, nu) <= w2_squared(mu, nu) + 1e-9
+
+
+def test_dimensions_must_agree():
+    with pytest.raises(ValueError, match="dimensions 1 and 2"):
+        w2_squared(ox.Particles(torch.zeros(2, 1)), ox.Particles(torch.zeros(2, 2)))
