@@ -22,7 +22,7 @@ demo: $(VENV)/.installed-demo
 
 # Doctests run under torch's own defaults, as a reader would type them; the tests run in float64 (tests/conftest.py).
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --doctest-modules --doctest-glob=README.md otprox README.md
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --doctest-modules otprox
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --cov --cov-fail-under=90
 
 docs: $(VENV)/.installed-docs
