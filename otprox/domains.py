@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -36,39 +37,47 @@ class Torus(Domain):
     period: float | tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if min(_axes(self.period)) <= 0:
-            raise ValueError(f"period must be positive, not {self.period}")
+        if not all(0 < p < math.inf for p in _axes(self.period)):
+            raise ValueError(f"period must be positive and finite, not {self.period}")
 
     def wrap(self, x: Tensor) -> Tensor:
-        return torch.remainder(x, self._period(x))
+        period = _like(self.period, x, "period")
+        y = torch.remainder(x, period)
+        return torch.where(y < period, y, y - period)  # a tiny negative x is rounded up to the period
 
     def displacement(self, x: Tensor, y: Tensor) -> Tensor:
-        period = self._period(x)
+        """The shortest x − y, each entry in [−period/2, period/2]."""
+        period = _like(self.period, x, "period")
         z = x - y
         return z - period * torch.round(z / period)
-
-    def _period(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.period, dtype=x.dtype, device=x.device)
 
 
 @dataclass(frozen=True)
 class Box(Domain):
-    """The box [lower, upper], reflecting at its walls."""
+    """The box [lower, upper] (one number each, or one an axis), reflecting at its walls."""
 
     lower: float | tuple[float, ...]
     upper: float | tuple[float, ...]
 
     def __post_init__(self) -> None:
         lower, upper = _axes(self.lower), _axes(self.upper)
-        if len(lower) != len(upper) or any(a >= b for a, b in zip(lower, upper, strict=True)):
+        if len(lower) != len(upper) or not all(-math.inf < a < b < math.inf for a, b in zip(lower, upper, strict=True)):
             raise ValueError(f"lower must be below upper on every axis; got {self.lower} and {self.upper}")
 
     def wrap(self, x: Tensor) -> Tensor:
-        lower = torch.as_tensor(self.lower, dtype=x.dtype, device=x.device)
-        width = torch.as_tensor(self.upper, dtype=x.dtype, device=x.device) - lower
-        folded = torch.remainder(x - lower, 2 * width)  # unfold the reflections: a triangle wave
-        return lower + width - (folded - width).abs()
+        lower, upper = _like(self.lower, x, "lower"), _like(self.upper, x, "upper")
+        inside = (lower <= x) & (x <= upper)
+        folded = torch.remainder(x - lower, 2 * (upper - lower))  # the reflections unfolded: a triangle wave
+        reflected = torch.where(folded <= upper - lower, lower + folded, 2 * upper - lower - folded)
+        return torch.where(inside, x, torch.maximum(lower, torch.minimum(upper, reflected)))
 
 
 def _axes(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (float(value),)
+
+
+def _like(value: float | tuple[float, ...], x: Tensor, name: str) -> Tensor:
+    """`value` in x's dtype and device; one number serves every axis."""
+    if len(_axes(value)) not in (1, x.shape[-1]):
+        raise ValueError(f"{name} has {len(_axes(value))} entries, but the points live in dimension {x.shape[-1]}")
+    return torch.as_tensor(value, dtype=x.dtype, device=x.device)

@@ -1,0 +1,172 @@
+"""Kernels against their formulas: values, derivatives at x = y, positivity, curvature bounds, fast routes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from otprox import Torus, kernels, pairwise
+from otprox.kernels import RBF, Bilinear, Cosine, Energy, InverseMultiquadric, Laplace, Riesz
+
+STATIONARY = [RBF(0.7), Laplace(0.7), InverseMultiquadric(0.7), Energy(), Riesz(0.5), Riesz(1.5), Riesz(2), Riesz(3)]
+
+
+def points(n: int, d: int, seed: int = 0, batch: tuple[int, ...] = ()) -> Tensor:
+    return torch.randn(*batch, n, d, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("k", "value"),
+    [
+        (RBF(2.0), math.exp(-25 / 8)),
+        (Laplace(2.0), math.exp(-2.5)),
+        (InverseMultiquadric(2.0), (1 + 25 / 4) ** -0.5),
+        (Energy(), -5.0),
+        (Riesz(1.0), -5.0),
+        (Riesz(0.5), -math.sqrt(5)),
+        (Riesz(2), -25.0),
+        (Bilinear(), -2.0 - 4.0 + 1.0),
+    ],
+    ids=str,
+)
+def test_values(k, value):
+    """x − y = (3, 4)."""
+    x, y = torch.tensor([[1.0, 2.0]]), torch.tensor([[-2.0, -2.0]])
+    torch.testing.assert_close(k(x, y), torch.tensor([[value]]), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("k", [*STATIONARY, Bilinear()], ids=str)
+def test_gram_is_a_symmetric_matrix_for_each_batch_item(k):
+    x, y = points(4, 2, 0, (3,)), points(5, 2, 1, (3,))
+    gram = k(x, y)
+    assert gram.shape == (3, 4, 5)
+    torch.testing.assert_close(gram, k(y, x).mT, rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(gram[1], k(x[1], y[1]))
+    assert k(x.float(), y.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("k", STATIONARY, ids=str)
+def test_displacements_give_the_profile(k):
+    x, y = points(4, 3), points(5, 3, 1)
+    torch.testing.assert_close(k(x[:, None] - y), k(x, y))
+    torch.testing.assert_close(k(x), k(-x))
+
+
+@pytest.mark.parametrize("k", STATIONARY, ids=str)
+def test_derivatives_of_two_orders_are_finite_at_0_and_right_elsewhere(k):
+    z = torch.zeros(1, 2, requires_grad=True)
+    (slope,) = torch.autograd.grad(k(z).sum(), z, create_graph=True)
+    assert slope.tolist() == [[0.0, 0.0]]
+    assert torch.autograd.grad(slope.sum(), z, materialize_grads=True)[0].isfinite().all()
+    away = points(3, 2).requires_grad_()
+    assert torch.autograd.gradcheck(k, (away,))
+    assert torch.autograd.gradgradcheck(k, (away,))
+
+
+@pytest.mark.parametrize("k", STATIONARY, ids=str)
+def test_a_nan_is_passed_on(k):
+    assert k(torch.tensor([[math.nan, 0.0], [1.0, 0.0]])).isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    "k", [RBF(0.7), Laplace(0.7), InverseMultiquadric(0.7), Energy(), Riesz(0.5), Riesz(1.5)], ids=str
+)
+@given(seed=st.integers(0, 2**31), d=st.integers(1, 3))
+def test_positive_definite_on_weights_that_sum_to_0(k, seed, d):
+    x = points(8, d, seed)
+    v = points(8, 1, seed + 1)
+    v -= v.mean()
+    assert (v.mT @ k(x, x) @ v).item() > 0
+    if not isinstance(k, Energy | Riesz):
+        assert torch.linalg.eigvalsh(k(x, x)).min() > -1e-12
+
+
+@pytest.mark.parametrize("k", [*STATIONARY, Cosine([-1.0]), Cosine([0.5, -0.2, 0.1])], ids=str)
+def test_curvatures_bound_the_hessian(k):
+    d = 1 if isinstance(k, Cosine) else 2
+    z = (3 * points(2000, d)).requires_grad_()
+    (slope,) = torch.autograd.grad(k(z).sum(), z, create_graph=True)
+    rows = [torch.autograd.grad(slope[:, i].sum(), z, retain_graph=True)[0] for i in range(d)]
+    eigenvalues = torch.linalg.eigvalsh(torch.stack(rows, -2))
+    low, high = k.curvatures
+    assert low - 1e-12 <= eigenvalues.min().item()
+    assert eigenvalues.max().item() <= high + 1e-12
+    if isinstance(k, RBF | InverseMultiquadric) or k == Cosine([-1.0]):  # sharp
+        assert eigenvalues.min().item() < low + 0.05 * abs(low)
+        assert eigenvalues.max().item() > high - 0.05 * high
+
+
+@pytest.mark.parametrize("coefficients", [[-1.0], [0.3, -1.0], [0.0, 0.0, 2.0, -0.1]])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_cosine_is_its_series_by_either_route(coefficients, batch):
+    k = Cosine(coefficients)
+    x, y = points(6, 1, 0, batch), points(5, 1, 1, batch)
+    w = torch.softmax(points(5, 1, 2, batch)[..., 0], -1)
+    z = x - y.mT
+    expected = sum(c * torch.cos((i + 1) * z) for i, c in enumerate(coefficients))
+    torch.testing.assert_close(k(x, y), expected)
+    torch.testing.assert_close(k.convolve(x, y, w), (expected * w[..., None, :]).sum(-1))
+    slope = sum(-(i + 1) * c * torch.sin((i + 1) * z) for i, c in enumerate(coefficients))
+    torch.testing.assert_close(pairwise.convolve(pairwise.Slope(k), x, y, w)[..., 0], (slope * w[..., None, :]).sum(-1))
+
+
+@pytest.mark.parametrize("k", [Cosine([0.3, -1.0]), Riesz(2)], ids=str)
+def test_fast_routes_are_all_pairs_with_all_derivatives(k):
+    inputs = points(4, 1), points(3, 1, 1), torch.tensor([0.5, 0.2, 0.3])
+    torch.testing.assert_close(k.convolve(*inputs), pairwise.convolve(lambda z: k(z), *inputs))
+    inputs = tuple(t.requires_grad_() for t in inputs)
+    assert torch.autograd.gradcheck(k.convolve, inputs)
+    assert torch.autograd.gradgradcheck(k.convolve, inputs)
+
+
+def test_fast_routes_are_taken():
+    """A million points: all pairs would be 10¹²."""
+    x = torch.linspace(-1, 1, 1_000_000)[:, None]
+    w = torch.full((1_000_000,), 1e-6)
+    torch.testing.assert_close(pairwise.convolve(Riesz(2), x[:1], x, w), -(1 + (x.square().mean(0))))
+    slope = pairwise.convolve(pairwise.Slope(Cosine([1.0])), x, x, w)
+    torch.testing.assert_close(slope, -x.sin() * x.cos().mean())
+
+
+def test_riesz_2_far_from_the_origin_does_not_cancel():
+    x = points(50, 2) + 1e7
+    w = torch.full((50,), 0.02)
+    torch.testing.assert_close(Riesz(2).convolve(x, x, w), pairwise.convolve(lambda z: Riesz(2)(z), x, x, w))
+
+
+def test_fast_routes_on_a_torus_only_where_the_kernel_is_periodic():
+    x, y, w = points(4, 1), points(3, 1, 1), torch.tensor([0.5, 0.2, 0.3])
+    for k in (Cosine([1.0, 0.5]), Riesz(2)):
+        for period in (2 * math.pi, 1.0):
+            found = pairwise.convolve(k, x, y, w, Torus(period))
+            torch.testing.assert_close(found, pairwise.convolve(lambda z, k=k: k(z), x, y, w, Torus(period)))
+    assert Cosine([1.0]).convolve(x, y, w, Torus(4 * math.pi)) is not None
+    assert Cosine([1.0]).convolve(x, y, w, Torus(math.pi)) is None
+    assert Riesz(2).convolve(x, y, w, Torus(1.0)) is None
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("make", [RBF, Laplace, InverseMultiquadric, Riesz])
+def test_parameters_out_of_range_are_refused(make, width):
+    with pytest.raises(ValueError, match=f"{make.__name__} needs .* > 0, not {width}"):
+        make(width)
+
+
+def test_cosine_refuses_what_is_not_a_series_on_a_circle():
+    with pytest.raises(ValueError, match="at least one"):
+        Cosine([])
+    with pytest.raises(ValueError, match="finite coefficients"):
+        Cosine([1.0, math.nan])
+    with pytest.raises(ValueError, match=r"Cosine lives on a circle.*\(3, 2\)"):
+        Cosine([1.0])(points(3, 2))
+
+
+def test_kernels_are_values():
+    assert RBF(1.0) == RBF(1.0) != RBF(2.0)
+    assert Cosine([1, 2]) == Cosine((1.0, 2.0))
+    assert len({kernels.Energy(), kernels.Energy()}) == 1
