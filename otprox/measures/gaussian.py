@@ -10,7 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .. import pairwise
 from .base import Field, Measure, Tangent, Velocity, as_float, check_spd
+from .cells import gaussian_masses
+from .density import Density
+from .grid import Grid
+from .particles import Particles
 from .quadrature import Quadrature, default_quadrature, log_normaliser
 
 
@@ -113,15 +118,23 @@ class Gaussian(Measure):
     def diffuse(self, cov: Tensor, generator: torch.Generator | None = None) -> Gaussian:
         return self.with_state(cov=self.cov + cov)
 
+    def to_particles(self, n: int, generator: torch.Generator) -> Particles:
+        """n independent samples with their log-density."""
+        z = torch.randn(*self.batch, n, self.dim, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        x = self.mean[..., None, :] + z @ self.factor.mT
+        return Particles(x, log_density=self.log_prob(x))
+
+    def to_density(self, grid: Grid) -> Density:
+        """Averages over the cells of a grid; refused when the grid holds less than 1 − 1e-5 of the mass."""
+        return Density.from_masses(gaussian_masses(self.mean, self.cov, grid), grid)
+
     def convolve(self, W: Field, x: Tensor | None = None) -> Tensor:
         y, _, w = self._nodes()
-        x = y if x is None else x
-        columns = [W(x[..., :, None, :] - part[..., None, :, :]) for part in y.split(256, dim=-2)]
-        return sum((c @ v for c, v in zip(columns, w.split(256), strict=True)), torch.zeros_like(x[..., 0]))
+        return pairwise.convolve(W, y if x is None else x, y, w)
 
     def interact(self, W: Field) -> Tensor:
         difference = self.with_state(mean=torch.zeros_like(self.mean), cov=2 * self.cov)  # X − Y ~ N(0, 2Σ)
-        return difference.expect(W)
+        return difference.expect(lambda z: pairwise.evaluate(W, z))
 
     def log_prob(self, x: Tensor | None = None) -> Tensor:
         z = self._whiten(self.points if x is None else x)
