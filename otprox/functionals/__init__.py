@@ -1,17 +1,21 @@
 """Functionals, one family a file."""
 
 from .base import Composite, Functional, Scaled, Sum, Varying
+from .blob import Blob
 from .divergence import KL
+from .generalized_linear import GeneralizedLinear
 from .interaction import Interaction
 from .internal import Entropy, Internal, PorousMedium
 from .potential import GaussianMoments, Potential, Quadratic
 
 __all__ = [
     "KL",
+    "Blob",
     "Composite",
     "Entropy",
     "Functional",
     "GaussianMoments",
+    "GeneralizedLinear",
     "Interaction",
     "Internal",
     "PorousMedium",
