@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..measures import Gaussian, Measure
+from ..measures import Density, Gaussian, Measure, Quantiles
+from .atom import Atom, NotConvex, nonnegative
 from .base import Functional
 
 
@@ -47,16 +49,46 @@ class Internal(Functional):
     def convexity(self, c: float = 1.0) -> float | None:
         return 0.0 if c >= 0 else None
 
+    def atom(self, mu: Measure, c: float) -> Atom:
+        """c·vol·Σ U(ρ_i) over cells, from `convex_density`; (c/n) Σ ψ(n·gap) over quantiles, from `convex_gap`."""
+        density, gap = getattr(self, "convex_density", None), getattr(self, "convex_gap", None)
+        if isinstance(mu, Density) and density is not None:
+            return Atom((self, Density), lambda rho, c: c * density(rho), (nonnegative(c, str(self)) * mu.grid.volume,))
+        if isinstance(mu, Quantiles) and gap is not None:
+            return Atom((self, Quantiles), lambda x, c: c * gap(_specific_volume(x)), (nonnegative(c, str(self)) / mu.n,))
+        raise NotConvex(f"{self} has no convex form on {type(mu).__name__}")
+
+
+def _specific_volume(x: Any) -> Any:
+    """n·gaps of CVXPY positions x (n,)."""
+    import cvxpy as cp
+
+    return x.size * cp.diff(x)
+
 
 @dataclass(frozen=True)
 class Entropy(Internal):
     """∫ ρ log ρ. Its flow is the heat equation ∂t ρ = Δρ (Jordan, Kinderlehrer, Otto 1998)."""
+
+    affine: ClassVar[bool] = True
 
     def per_mass(self, log_rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return log_rho, torch.ones_like(log_rho), torch.zeros_like(log_rho)
 
     def __call__(self, mu: Measure) -> Tensor:
         return mu.entropy()
+
+    def convex_density(self, rho: Any) -> Any:
+        """Σ ρ log ρ in CVXPY."""
+        import cvxpy as cp
+
+        return -cp.sum(cp.entr(rho))
+
+    def convex_gap(self, s: Any) -> Any:
+        """Σ ψ(s) = −Σ log s in CVXPY."""
+        import cvxpy as cp
+
+        return -cp.sum(cp.log(s))
 
     def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(mu.mean), -torch.cholesky_inverse(torch.linalg.cholesky(mu.cov))
@@ -82,3 +114,17 @@ class PorousMedium(Internal):
 
     def convexity(self, c: float = 1.0) -> float | None:
         return 0.0 if c >= 0 and self.m >= 1 else None  # m < 1 is convex only for d ≤ 1/(1 − m)
+
+    def convex_density(self, rho: Any) -> Any:
+        """Σ ρᵐ/(m − 1) in CVXPY."""
+        return _power_sum(rho, self.m) / (self.m - 1)
+
+    def convex_gap(self, s: Any) -> Any:
+        """Σ ψ(s) = Σ s^(1 − m)/(m − 1) in CVXPY."""
+        return _power_sum(s, 1 - self.m) / (self.m - 1)
+
+
+def _power_sum(x: Any, p: float) -> Any:
+    import cvxpy as cp
+
+    return cp.sum_squares(x) if p == 2 else cp.sum(cp.power(x, p, approx=False))  # power cones, not rational powers

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..measures import Gaussian, Measure
+from ..measures import Density, Gaussian, Measure, Quantiles
 from ..measures.base import as_float, check_spd, check_symmetric
-from .base import Functional, differentiate, scalar_potential
+from .atom import Atom, NotConvex, curvature_root, nonnegative, squared_distance
+from .base import Functional, differentiate, offers, scalar_potential
 
 
 @runtime_checkable
@@ -35,6 +36,7 @@ class Potential(Functional):
 
     V: Callable[[Tensor], Tensor]
     curvature: float | None = field(default=None, kw_only=True)
+    affine: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not callable(self.V):
@@ -71,6 +73,25 @@ class Potential(Functional):
             smallest, largest = self.V.curvatures
             return c * (smallest if c >= 0 else largest)
         return None if c < 0 or self.curvature is None else c * self.curvature
+
+    def atom(self, mu: Measure, c: float) -> Atom:
+        """c·vol·Σ V_i ρ_i over cells; (c/n) Σ V(x_i) over quantiles for a convex `Quadratic`, or a V with `V.atom(x)`.
+
+        `V.atom` maps the CVXPY positions (n,) to their values (n,), convex.
+        """
+        if isinstance(mu, Density):
+            values = c * mu.grid.volume * self.value(mu.points)
+            return Atom((Potential, Density), lambda rho, v: v @ rho, (values.expand(*mu.batch, -1),))
+        if isinstance(mu, Quantiles) and isinstance(self.V, Quadratic):
+            root = curvature_root(c * self.V.precision / (2 * mu.n), mu, "Quadratic")
+            return Atom((Quadratic, Quantiles), squared_distance, (root, root * self.V.mean))
+        if isinstance(mu, Quantiles) and offers(self.V, "atom"):
+            build = self.V.atom  # type: ignore[attr-defined]
+            return Atom((Potential, self.V), lambda x, c: c * build(x).sum(), (nonnegative(c, "V") / mu.n,))
+        raise NotConvex(
+            f"Potential has no convex form on {type(mu).__name__}: it needs a Density, or Quantiles with V a Quadratic or "
+            "with a method atom(x), the values as a CVXPY expression of the positions"
+        )
 
 
 @dataclass(frozen=True, eq=False)
