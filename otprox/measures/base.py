@@ -116,6 +116,14 @@ class Measure(ABC):
         """μ convolved with N(0, cov), cov of shape (d, d) or (*batch, d, d)."""
 
     @abstractmethod
+    def to_particles(self, n: int, generator: torch.Generator) -> Measure:
+        """n independent samples, as Particles."""
+
+    @abstractmethod
+    def to_density(self, grid: Any) -> Measure:
+        """Averages over the cells of a Grid, as a Density; refused when it misses more than 1e-5 of the mass."""
+
+    @abstractmethod
     def convolve(self, W: Field, x: Tensor | None = None) -> Tensor:
         """(W∗μ)(x) = ∫ W(x − y) dμ(y) at points x, or at μ's own nodes; W takes displacements (…, d) -> (…)."""
 
@@ -159,6 +167,11 @@ class Measure(ABC):
         for name in tensors.keys() - {f.name for f in fields(self)}:  # type: ignore[arg-type]
             raise TypeError(f"{type(self).__name__} has no field {name!r}")
         return new
+
+
+def representation(name: str) -> Any:
+    """The class of measures of that name, for conversions between two files that would import each other."""
+    return next(cls for cls in Measure.__subclasses__() if cls.__name__ == name)
 
 
 def as_float(value: Any, name: str, like: Tensor | None = None) -> Tensor:

@@ -54,7 +54,7 @@ def _on_the_line(mu: Measure, nu: Measure) -> Tensor:
 
 def _line(mu: Measure) -> _Line:
     if hasattr(mu, "grid"):
-        centers, h = mu.points[:, 0], mu.grid.spacing[0]
+        centers, h = mu.grid.centers(mu.values)[0], mu.grid.spacing[0]
         values = mu.values * h
         left = (centers - h / 2).expand_as(values)
         return _Line(left, left + h, values)
@@ -122,14 +122,24 @@ def _by_linear_program(mu: Measure, nu: Measure) -> Tensor:
     import ot
 
     batch = torch.broadcast_shapes(mu.batch, nu.batch)
-    x, y = mu.x.expand(*batch, -1, -1).reshape(-1, *mu.x.shape[-2:]), nu.x.expand(*batch, -1, -1).reshape(-1, *nu.x.shape[-2:])
+    x, y = (
+        mu.x.expand(*batch, -1, -1).reshape(-1, *mu.x.shape[-2:]),
+        nu.x.expand(*batch, -1, -1).reshape(-1, *nu.x.shape[-2:]),
+    )
     a, b = mu.w.expand(*batch, -1).reshape(-1, mu.w.shape[-1]), nu.w.expand(*batch, -1).reshape(-1, nu.w.shape[-1])
     costs = [
-        ot.emd2(p.detach().cpu().double().numpy(), q.detach().cpu().double().numpy(), _cost(s, t), numItermax=10_000_000)
+        ot.emd2(
+            p.detach().cpu().double().numpy(), q.detach().cpu().double().numpy(), _cost(s, t), numItermax=10_000_000
+        )
         for p, q, s, t in zip(a, b, x, y, strict=True)
     ]
     return mu.x.new_tensor(costs).reshape(batch)
 
 
 def _cost(x: Tensor, y: Tensor) -> object:
-    return torch.cdist(x.detach().double(), y.detach().double(), compute_mode="donot_use_mm_for_euclid_dist").square().cpu().numpy()
+    return (
+        torch.cdist(x.detach().double(), y.detach().double(), compute_mode="donot_use_mm_for_euclid_dist")
+        .square()
+        .cpu()
+        .numpy()
+    )

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from .. import pairwise
 from ..domains import Domain, Euclidean
-from .base import Field, Measure, Tangent, Velocity, as_float, check_weights
+from .base import Field, Measure, Tangent, Velocity, as_float, check_weights, representation
+from .cells import histogram
+from .grid import Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,9 @@ class Particles(Measure):
     def __init__(self, x: Any, w: Any = None, log_density: Any = None, domain: Domain | None = None) -> None:
         x = as_float(x, "x")
         if x.ndim < 2 or x.shape[-2] == 0:
-            raise ValueError(f"x must have shape (*batch, n, d) with n ≥ 1, not {tuple(x.shape)}; for 1-D use x[:, None]")
+            raise ValueError(
+                f"x must have shape (*batch, n, d) with n ≥ 1, not {tuple(x.shape)}; for 1-D use x[:, None]"
+            )
         shape = x.shape[:-1]
         if w is None:
             w = x.new_full((), 1 / shape[-1]).expand(shape)
@@ -105,6 +109,19 @@ class Particles(Measure):
             values, vectors = torch.linalg.eigh(cov)
             factor = vectors * values.clamp_min(0).sqrt()[..., None, :]
         return self.with_state(x=self.domain.wrap(self.x + z @ factor.mT), log_density=None)
+
+    def to_particles(self, n: int, generator: torch.Generator) -> Particles:
+        """n particles of equal weight drawn from these with replacement, each with probability w."""
+        total = self.w.cumsum(-1)
+        u = torch.rand(*self.batch, n, generator=generator, dtype=self.x.dtype, device=self.x.device)
+        chosen = torch.searchsorted(total, u * total[..., -1:], right=True).clamp_max(total.shape[-1] - 1)
+        x = self.x.gather(-2, chosen[..., None].expand(*chosen.shape, self.dim))
+        log_density = None if self.log_density is None else self.log_density.gather(-1, chosen)
+        return Particles(x, log_density=log_density, domain=self.domain)
+
+    def to_density(self, grid: Grid) -> Any:
+        """The histogram of the particles as a Density: the weight in each cell over its volume, with sampling noise."""
+        return representation("Density").from_masses(histogram(self.x, self.w, grid), grid)
 
     def convolve(self, W: Field, x: Tensor | None = None) -> Tensor:
         x = self.x if x is None else x
