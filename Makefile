@@ -38,7 +38,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/generated docs/auto_tutorials .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) build dist docs/_build docs/auto_tutorials docs/sg_execution_times.rst .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 # One stamp an extra; a new pin or a new range installs again.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(PY)
