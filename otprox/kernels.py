@@ -134,10 +134,11 @@ class Riesz(Stationary):
     def convolve(self, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None) -> Tensor | None:
         if self.r != 2 or isinstance(domain, Torus):
             return None
-        mass = w.sum(-1)[..., None]
-        mean = (w[..., None, :] @ y) / mass[..., None]
-        spread = (w * (y - mean).square().sum(-1)).sum(-1, keepdim=True)
-        return -(mass * (x - mean).square().sum(-1) + spread)
+        centre = y.detach().mean(-2, keepdim=True)  # the sum does not depend on it
+        x, y = x - centre, y - centre
+        first = (w[..., None, :] @ y)[..., 0, :]
+        second = (w * y.square().sum(-1)).sum(-1, keepdim=True)
+        return 2 * (x @ first[..., None])[..., 0] - w.sum(-1, keepdim=True) * x.square().sum(-1) - second
 
 
 @dataclass(frozen=True)
