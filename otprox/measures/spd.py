@@ -11,8 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .base import Measure
-
 Divided = Callable[[Tensor, Tensor], Tensor]  # f[x, y] = (f(x) − f(y))/(x − y), and f'(x) at x = y
 
 
@@ -127,19 +125,6 @@ class _Bures2(torch.autograd.Function):
         eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
         weight = grad[..., None, None]
         return weight * (eye - optimal_map(A, B)), weight * (eye - optimal_map(B, A))
-
-
-def w2_squared(mu: Measure, nu: Measure, Q: Tensor | None = None) -> Tensor:
-    """W2² between the Gaussians with the means and covariances of mu and nu, cost ⟨z, Q⁻¹z⟩; shape (*batch,).
-
-    Exact for two Gaussians; for other measures a lower bound of their W2² (Gelbrich 1990).
-    """
-    shift, A, B = mu.mean - nu.mean, mu.cov, nu.cov
-    if Q is not None:
-        L = torch.linalg.cholesky(Q)
-        shift = torch.linalg.solve_triangular(L, shift[..., None], upper=False)[..., 0]
-        A, B = whiten(A, L), whiten(B, L)
-    return shift.square().sum(-1) + bures2(A, B)
 
 
 def root(A: Tensor) -> Tensor:

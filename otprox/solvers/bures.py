@@ -71,9 +71,12 @@ class Bures:
         step = _Step.of(form, base, mu, tau)
         if not isinstance(metric, Entropic):
             return _wasserstein(step, F, mu)
-        if metric.reference == "debiased":
-            return self._debiased(step, F, mu, metric.reg)
-        return _entropic(step, F, mu, metric)
+        if metric.reference != "debiased":
+            return _entropic(step, F, mu, metric)
+        out = self._debiased(step, F, mu, metric.reg)
+        advice = "add Entropy to F (without it the minimiser may be singular), lower tau, or raise max_iterations"
+        report(out.stats, self, advice, self.on_failure)
+        return out
 
     def _debiased(self, step: _Step, F: Functional, mu: Gaussian, reg: float) -> Out:
         start = step.unwhiten(Spectrum.of(step.M).map(*_prox(step.gamma))).detach()
@@ -92,8 +95,7 @@ class Bures:
             residual=residual.reshape(shape).expand(nu.batch),
             message="Newton on the covariance; the residual is the relative length of its last step",
         )
-        advice = "add Entropy to F (without it the minimiser may be singular), lower tau, or raise max_iterations"
-        return Out(nu, report(stats, self, advice, self.on_failure))
+        return Out(nu, stats)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean
-from ..functionals import Functional
+from ..functionals import Entropy, Functional
 from ..measures import Gaussian, Measure, Particles
 from ..metrics import Metric, Wasserstein
 from .base import Out, Solver, require
@@ -25,7 +25,8 @@ class GaussianMap:
     mean and covariance of the particles. For an entropy step, T = (I − tau·Σ'⁻¹)⁻¹: the particle form of the
     proximal gradient for Gaussian laws (Salim, Korba, Luise 2020). Exact for Gaussian laws; for others it is the
     prox of their Gaussian approximation, so it is used only when asked for by solver=. A known log-density is carried
-    along by −log|det T|. Stats are those of the Gaussian step.
+    along by −log|det T|. Stats are those of the Gaussian step; the objective is that of the particles where F has a
+    value on them, that is with a log-density, or without Entropy in F.
 
     Raises ValueError when the covariance of the particles is singular, as it is for fewer than d + 1 of them.
     """
@@ -44,14 +45,18 @@ class GaussianMap:
 
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
+        assert isinstance(mu, Particles)  # supports has checked
         law = self.law or _fit(mu)
         nu, stats = self.inner(F, metric, law, tau, last)
         if stats.map is None:
             raise TypeError(f"{type(self.inner).__name__} gave no transport map for this step; use inner=Bures()")
         log_det = 0.5 * (_log_det(nu.cov) - _log_det(law.cov))  # TΣTᵀ = Σ'
         moved = mu.push(lambda x: (stats.map(x), log_det[..., None]))
+        objective = stats.objective
+        if moved.log_density is not None or not any(isinstance(f, Entropy) for _, f in F.terms):
+            objective = F(moved) + stats.distance2 / (2 * tau)
         message = f"affine map of a Gaussian step ({stats.message})"
-        return Out(moved, dataclasses.replace(stats, message=message))
+        return Out(moved, dataclasses.replace(stats, objective=objective, message=message))
 
 
 def _fit(mu: Measure) -> Gaussian:
