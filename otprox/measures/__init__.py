@@ -4,6 +4,7 @@ from .base import Field, Flux, Growth, Measure, Tangent, Tangents, Velocity
 from .gaussian import Gaussian
 from .particles import Particles
 from .quadrature import GaussHermite, Quadrature, Samples
+from .spd import bures2, optimal_map, spectral, sqrtm
 
 __all__ = [
     "Field",
@@ -18,4 +19,8 @@ __all__ = [
     "Tangent",
     "Tangents",
     "Velocity",
+    "bures2",
+    "optimal_map",
+    "spectral",
+    "sqrtm",
 ]

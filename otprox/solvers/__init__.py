@@ -1,6 +1,18 @@
 """Prox solvers, in the order in which `choose` tries them."""
 
 from .base import ConvergenceError, ConvergenceWarning, Out, Solver, Stats
+from .bures import Bures
 from .choose import choose, explain
+from .gaussian_map import GaussianMap
 
-__all__ = ["ConvergenceError", "ConvergenceWarning", "Out", "Solver", "Stats", "choose", "explain"]
+__all__ = [
+    "Bures",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "GaussianMap",
+    "Out",
+    "Solver",
+    "Stats",
+    "choose",
+    "explain",
+]

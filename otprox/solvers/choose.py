@@ -6,8 +6,9 @@ from ..functionals import Functional
 from ..measures import Measure
 from ..metrics import Metric
 from .base import Solver
+from .bures import Bures
 
-ORDER: list[Solver] = []
+ORDER: list[Solver] = [Bures()]
 
 
 def choose(F: Functional, metric: Metric, mu: Measure) -> Solver:
