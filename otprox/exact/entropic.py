@@ -120,10 +120,9 @@ def _biased(cov: Tensor, precision: Tensor, tau: float, reg: float, t: float) ->
         return 0.5 * (m + 2 * t + 0.5 * reg + ((m + 4 * t + reg) * m + 0.25 * reg * reg).sqrt())
 
     X = spectral(M, larger_root)
-    if (smallest := torch.linalg.eigvalsh(X).min().item()) <= 0:
-        raise ValueError(
-            f"no Gaussian minimises: without entropy the covariance falls to {smallest:.3g} at reg = {reg}"
-        )
+    values = torch.linalg.eigvalsh(X)
+    if (values[..., 0] <= 4 * torch.finfo(X.dtype).eps * values[..., -1]).any():
+        raise ValueError(f"no Gaussian minimises: without entropy the covariance is singular at reg = {reg}")
     return shrink @ X @ shrink
 
 
