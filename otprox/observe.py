@@ -134,9 +134,7 @@ def forward_backward_gap(
 
 def rounding(tick: Tick) -> Tensor:
     """What arithmetic allows to squared distances: 1000·eps·(Tr Σ + |m|²), the larger of before and after."""
-    sizes = [
-        mu.cov.diagonal(dim1=-2, dim2=-1).sum(-1) + mu.mean.square().sum(-1) for mu in (tick.before, tick.after)
-    ]
+    sizes = [mu.cov.diagonal(dim1=-2, dim2=-1).sum(-1) + mu.mean.square().sum(-1) for mu in (tick.before, tick.after)]
     return 1000 * torch.finfo(sizes[0].dtype).eps * torch.maximum(*sizes)
 
 

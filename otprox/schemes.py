@@ -17,7 +17,9 @@ from .steps import Backward, Flow, Forward, Halves, Heat, Step, Strang
 Target = Gaussian | Callable[[Tensor], Tensor]
 
 
-def proximal_gradient(V: Callable[[Tensor], Tensor], metric: Metric | None = None, solver: Solver | None = None) -> Step:
+def proximal_gradient(
+    V: Callable[[Tensor], Tensor], metric: Metric | None = None, solver: Solver | None = None
+) -> Step:
     """Wasserstein proximal gradient: forward on ∫V dμ, backward on the entropy; unbiased.
 
     Wibisono 2018, "Sampling as optimization in the space of measures"; Salim, Korba, Luise 2020, "The Wasserstein

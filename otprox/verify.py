@@ -140,7 +140,9 @@ def _drift(V: Quadratic) -> Callable[[float, Measure, torch.Tensor], torch.Tenso
 
 
 def _fixed_points() -> list[Case]:
-    def stationary(step: Callable[[Quadratic, Gaussian], Step], law: Callable[[Gaussian, float], Gaussian]) -> Callable[[float], float]:
+    def stationary(
+        step: Callable[[Quadratic, Gaussian], Step], law: Callable[[Gaussian, float], Gaussian]
+    ) -> Callable[[float], float]:
         def error(tau: float) -> float:
             mu, target = _gaussians()
             end = _run(step(Quadratic.of(target), target), mu, tau, 2000 * tau)
@@ -175,7 +177,9 @@ def _fixed_points() -> list[Case]:
 
 
 def _one_step() -> list[Case]:
-    def against(step: Callable[[Gaussian], Step], law: Callable[[Gaussian, Gaussian, float], Gaussian]) -> Callable[[float], float]:
+    def against(
+        step: Callable[[Gaussian], Step], law: Callable[[Gaussian, Gaussian, float], Gaussian]
+    ) -> Callable[[float], float]:
         def error(tau: float) -> float:
             mu, target = _gaussians()
             new, want = step(target)(mu, 0.0, tau).mu, law(mu, target, tau)

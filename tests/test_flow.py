@@ -172,9 +172,9 @@ def test_a_failing_step_keeps_the_steps_before_it():
 
 
 def test_save_and_load(tmp_path):
-    run = ox.record(
-        ox.flow(langevin(), ox.Particles(torch.rand(9, 2), domain=ox.Torus((1.0, 2.0))), TIMES), m=observe.mean
-    )
+    step = ox.Forward(ox.Potential(ox.Quadratic([0.0, 0.0]))) >> ox.Heat(generator=torch.Generator().manual_seed(0))
+    mu = ox.Particles(torch.rand(9, 2), domain=ox.Torus((1.0, 2.0)))
+    run = ox.record(ox.flow(step, mu, TIMES), m=observe.mean)
     run.save(tmp_path / "run.npz")
     back = ox.Trajectory.load(tmp_path / "run.npz")
     assert torch.equal(back.final.x, run.final.x) and back.final.domain == ox.Torus((1.0, 2.0))

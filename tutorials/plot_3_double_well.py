@@ -115,7 +115,7 @@ for name in ("JKO, 1,000 quantiles", "entropic JKO, 400 cells"):
     floor = run.series["energy"][-1]
     ax.semilogy(run.times[:-1], run.series["energy"][:-1] - floor, label=name)
 t = torch.linspace(0.2, 2.0, 50)
-gap = well.spectrum[2]
+gap = well.spectrum(3)[2].item()
 ax.semilogy(t, 0.6 * torch.exp(-2 * gap * t), "k:", label=rf"slope $-2\lambda_2 = -{2 * gap:.2f}$")
 ax.set(xlabel="time", ylabel="free energy above its last value", ylim=(1e-9, 5))
 ax.legend(fontsize=8)

@@ -134,11 +134,15 @@ class Quadratic:
         return cls(target.mean, precision=torch.cholesky_inverse(chol), constant=constant)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.mean.shape[-1]:
+            raise ValueError(f"this Quadratic lives in dimension {self.mean.shape[-1]}, the points in {x.shape[-1]}")
         z = x - self.mean[..., None, :]
         constant = self.constant[..., None] if isinstance(self.constant, Tensor) else self.constant
         return 0.5 * (z * (z @ self.precision)).sum(-1) + constant
 
     def moments(self, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if mean.shape[-1] != self.mean.shape[-1]:
+            raise ValueError(f"this Quadratic lives in dimension {self.mean.shape[-1]}, the Gaussian in {mean.shape[-1]}")
         shift = (self.precision @ (mean - self.mean)[..., None])[..., 0]
         value = 0.5 * ((mean - self.mean) * shift).sum(-1) + 0.5 * (self.precision * cov).sum((-2, -1)) + self.constant
         return value, shift, self.precision.expand_as(cov)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,8 +71,9 @@ def _line_to_line(a: _Line, b: _Line) -> Tensor:
     levels = torch.cat([ends_a, ends_b], -1).sort(-1).values
     levels = torch.cat([torch.zeros_like(levels[..., :1]), levels], -1)
     mid, width = (levels[..., 1:] + levels[..., :-1]) / 2, levels.diff(dim=-1)
-    gap, slope = _difference(_piece(a, ends_a, mid, batch), _piece(b, ends_b, mid, batch))
-    return (width * (gap.square() + (slope * width).square() / 12)).sum(-1)
+    p, q = (_piece(line, ends, mid, width, batch) for line, ends in ((a, ends_a), (b, ends_b)))
+    gap, spread = p[0] - q[0], p[1] - q[1]
+    return (width * (gap.square() + spread.square() / 12)).sum(-1)
 
 
 def _ends(w: Tensor) -> Tensor:
@@ -79,16 +81,13 @@ def _ends(w: Tensor) -> Tensor:
     return ends / ends[..., -1:]
 
 
-def _piece(q: _Line, ends: Tensor, mid: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
-    """Value and slope at the levels `mid`, each in the inside of one piece."""
+def _piece(q: _Line, ends: Tensor, mid: Tensor, width: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
+    """Value at the levels `mid`, each inside one piece, and the piece's increase over `width` levels."""
     index = torch.searchsorted(ends, mid).clamp_max(ends.shape[-1] - 1)
     left, right, w = (t.expand(*batch, -1).gather(-1, index) for t in (q.left, q.right, q.w))
-    slope = torch.where(right > left, (right - left) / w.clamp_min(torch.finfo(w.dtype).tiny), 0.0)
-    return right - slope * (ends.gather(-1, index) - mid), slope
-
-
-def _difference(p: tuple[Tensor, Tensor], q: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return p[0] - q[0], p[1] - q[1]
+    w = w.clamp_min(torch.finfo(w.dtype).tiny)
+    below = ((ends.gather(-1, index) - mid) / w).clamp(0, 1)  # rounding of the levels must not leave the piece
+    return right - (right - left) * below, (right - left) * (width / w).clamp_max(1)
 
 
 def _line_to_gaussian(a: _Line, nu: Gaussian) -> Tensor:
@@ -96,8 +95,7 @@ def _line_to_gaussian(a: _Line, nu: Gaussian) -> Tensor:
     m, s = nu.mean[..., 0, None], nu.cov[..., 0, 0, None].sqrt()
     ends = _ends(a.w)
     u = torch.cat([torch.zeros_like(ends[..., :1]), ends], -1)
-    width = u.diff(dim=-1)
-    beta = torch.where(a.right > a.left, (a.right - a.left) / a.w.clamp_min(torch.finfo(a.w.dtype).tiny), 0.0)
+    width, rise = u.diff(dim=-1), a.right - a.left
     mid = (a.left + a.right) / 2 - m
     z = torch.special.ndtri(u)
     pdf = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
@@ -106,8 +104,9 @@ def _line_to_gaussian(a: _Line, nu: Gaussian) -> Tensor:
     second = width - zpdf.diff(dim=-1)  # ∫ (Φ⁻¹)²
     cross = (-u * pdf + torch.special.ndtr(math.sqrt(2) * z) / (2 * math.sqrt(math.pi))).diff(dim=-1)  # ∫ u Φ⁻¹
     centred = cross - (u[..., 1:] + u[..., :-1]) / 2 * first
-    square = width * mid.square() + beta.square() * width**3 / 12
-    return (square - 2 * s * (mid * first + beta * centred) + s.square() * second).sum(-1).clamp_min(0)
+    sloped = torch.where(width > 1e-14, rise * centred / width.clamp_min(1e-14), 0.0)  # ∫ β(u − ū) Φ⁻¹, β = rise/width
+    square = width * (mid.square() + rise.square() / 12)
+    return (square - 2 * s * (mid * first + sloped) + s.square() * second).sum(-1).clamp_min(0)
 
 
 def _by_linear_program(mu: Measure, nu: Measure) -> Tensor:
@@ -122,24 +121,22 @@ def _by_linear_program(mu: Measure, nu: Measure) -> Tensor:
     import ot
 
     batch = torch.broadcast_shapes(mu.batch, nu.batch)
-    x, y = (
-        mu.x.expand(*batch, -1, -1).reshape(-1, *mu.x.shape[-2:]),
-        nu.x.expand(*batch, -1, -1).reshape(-1, *nu.x.shape[-2:]),
-    )
-    a, b = mu.w.expand(*batch, -1).reshape(-1, mu.w.shape[-1]), nu.w.expand(*batch, -1).reshape(-1, nu.w.shape[-1])
+    x, a, y, b = (_rows(t, batch, k) for m in (mu, nu) for t, k in ((m.x, 2), (m.w, 1)))
     costs = [
-        ot.emd2(
-            p.detach().cpu().double().numpy(), q.detach().cpu().double().numpy(), _cost(s, t), numItermax=10_000_000
-        )
-        for p, q, s, t in zip(a, b, x, y, strict=True)
+        ot.emd2(_array(p), _array(q), _cost(s, t), numItermax=10_000_000) for s, p, t, q in zip(x, a, y, b, strict=True)
     ]
     return mu.x.new_tensor(costs).reshape(batch)
 
 
-def _cost(x: Tensor, y: Tensor) -> object:
-    return (
-        torch.cdist(x.detach().double(), y.detach().double(), compute_mode="donot_use_mm_for_euclid_dist")
-        .square()
-        .cpu()
-        .numpy()
-    )
+def _rows(tensor: Tensor, batch: torch.Size, trailing: int) -> Tensor:
+    """The batch flattened to one leading axis."""
+    shape = tensor.shape[-trailing:]
+    return tensor.detach().double().expand(*batch, *shape).reshape(-1, *shape)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.cpu().numpy())
+
+
+def _cost(x: Tensor, y: Tensor) -> np.ndarray:
+    return _array(torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square())
