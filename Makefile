@@ -29,8 +29,9 @@ docs: $(VENV)/.installed-docs
 	$(SPHINX) -b doctest -D plot_gallery=0 docs docs/_build/doctest
 	$(SPHINX) -b html docs docs/_build/html
 
+# One process a script, so that peak memory is its own.
 bench: $(VENV)/.installed-bench
-	$(PY) -m tests.benchmarks
+	@set -e; for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script; done
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
