@@ -33,7 +33,16 @@ class Internal(Functional):
         return u + du
 
     def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        if x is None and isinstance(mu, Quantiles):
+            return self._pressure_jumps(mu)
         return self._slope(mu.log_prob(x))[..., None] * mu.score(x)
+
+    def _pressure_jumps(self, mu: Quantiles) -> Tensor:
+        """n·∂F/∂x_i: n times the jump of the pressure ρu' from the gap below a quantile to that above, 0 outside."""
+        mu.log_prob()  # refuses atoms
+        log_rho = -torch.log(mu.n * mu.gaps)
+        pressure = log_rho.exp() * self.per_mass(log_rho)[1]
+        return mu.n * torch.nn.functional.pad(pressure, (1, 1)).diff(dim=-1)[..., None]
 
     def local(self, log_rho: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         u, du, ddu = self.per_mass(log_rho)
