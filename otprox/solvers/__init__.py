@@ -4,6 +4,7 @@ from .base import ConvergenceError, ConvergenceWarning, Out, Solver, Stats
 from .bures import Bures
 from .choose import choose, explain
 from .gaussian_map import GaussianMap
+from .quantile import Quantile
 
 __all__ = [
     "Bures",
@@ -11,6 +12,7 @@ __all__ = [
     "ConvergenceWarning",
     "GaussianMap",
     "Out",
+    "Quantile",
     "Solver",
     "Stats",
     "choose",

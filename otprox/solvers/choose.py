@@ -7,8 +7,9 @@ from ..measures import Measure
 from ..metrics import Metric
 from .base import Solver
 from .bures import Bures
+from .quantile import Quantile
 
-ORDER: list[Solver] = [Bures()]
+ORDER: list[Solver] = [Bures(), Quantile()]
 
 
 def choose(F: Functional, metric: Metric, mu: Measure) -> Solver:
@@ -16,7 +17,9 @@ def choose(F: Functional, metric: Metric, mu: Measure) -> Solver:
     for solver in ORDER:
         if solver.supports(F, metric, mu) is None:
             return solver
-    raise TypeError(f"no solver for this implicit step; give one with solver=, or change a noun.\n{explain(F, metric, mu)}")
+    raise TypeError(
+        f"no solver for this implicit step; give one with solver=, or change a noun.\n{explain(F, metric, mu)}"
+    )
 
 
 def explain(F: Functional, metric: Metric, mu: Measure) -> str:
@@ -29,4 +32,3 @@ def explain(F: Functional, metric: Metric, mu: Measure) -> str:
         chosen = chosen or reason is None
         lines.append(f"  {type(solver).__name__}: {verdict}")
     return "\n".join(lines)
-

@@ -29,7 +29,8 @@ class Quantile:
 
     tol: relative W2 distance to the minimiser at which to stop, √(gᵀH⁻¹g·tau·Q/n) over the spread of μ; 1e-9 in float64
     and 1e-5 in float32 unless given. A last Newton step follows it, so results are better than tol by far.
-    Kinks: V = |x| is exact without an internal energy; with one, quantiles are kept from settling on the kink.
+    Kinks: V = |x| and W = |x| are exact without an internal energy; with one, a quantile that would rest on a kink of V
+    can stall Newton's method, and Stats says so.
 
     Raises ValueError when tau is not below 1/λ for a λ-concave V or W: λ from `F.convexity()` when known, else from
     the lowest V'' on the hull of the old and the new quantiles, and the lowest W'' on the lengths in it.

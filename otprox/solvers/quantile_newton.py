@@ -203,6 +203,6 @@ def _refined(x: Tensor, index: Tensor) -> Tensor:
 def not_finite(energy: QuantileEnergy) -> str:
     names = [name for name, used in (("V", energy.potentials), ("W", energy.interactions)) if used] or ["the energy"]
     return (
-        f"{' or '.join(names)}, or its gradient, is NaN or infinite at a quantile between {energy.y.min().item():.6g} and "
-        f"{energy.y.max().item():.6g}, or on the way to the minimiser; it must be finite there, as must {names[0]}''"
+        f"{' or '.join(names)}, or its gradient, is NaN or infinite at a quantile between {energy.y.min().item():.6g} "
+        f"and {energy.y.max().item():.6g}, or on the way to the minimiser; it must be finite, as must {names[0]}''"
     )
