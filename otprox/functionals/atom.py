@@ -19,11 +19,12 @@ class NotConvex(TypeError):
 class Atom:
     """c·F as a disciplined convex (DCP) expression, returned by a functional's `atom(mu, c)`.
 
-    build(variable, *data) makes the CVXPY expression, up to a constant. On a Density the variable is the vector of densities
-    on the cells, row-major; on Quantiles it is the vector of positions. `data` are the numbers that may change from one step to
-    the next: they enter as CVXPY parameters, a float as a non-negative scalar, a tensor (*batch, k) as a vector of any
-    sign, and must enter affinely (DPP), so that the program is compiled once. Programs with equal `key` and equal
-    shapes of data must have equal `build`; a functional that is hashable by its fields can be its own key.
+    build(variable, *data) makes the CVXPY expression, up to a constant. On a Density the variable is the vector of
+    densities on the cells, row-major; on Quantiles it is the vector of positions. `data` are the numbers that may
+    change from one step to the next: they enter as CVXPY parameters, a float as a non-negative scalar, a tensor
+    (*batch, k) as a vector of any sign, and must enter affinely (DPP), so that the program is compiled once. Atoms
+    with equal `key` and equal shapes of data must have equal `build`; a functional that is hashable by its fields can
+    be its own key.
 
     >>> Atom(key="mass", build=lambda rho, c: c * rho[0], data=(2.0,)).data
     (2.0,)

@@ -74,5 +74,6 @@ class Interaction(Functional):
             root = curvature_root(c * self.W.precision / (2 * mu.n), mu, "Interaction(Quadratic)")
             return Atom((Interaction, Quantiles), scatter, (root,))
         raise NotConvex(
-            f"Interaction has no convex form on {type(mu).__name__}: it needs Quantiles and W a Quadratic; use Quantile in 1-D"
+            f"Interaction has no convex form on {type(mu).__name__}: it needs Quantiles and W a Quadratic; "
+            "in 1-D use Quantile"
         )

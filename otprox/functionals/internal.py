@@ -62,9 +62,11 @@ class Internal(Functional):
         """c·vol·Σ U(ρ_i) over cells, from `convex_density`; (c/n) Σ ψ(n·gap) over quantiles, from `convex_gap`."""
         density, gap = getattr(self, "convex_density", None), getattr(self, "convex_gap", None)
         if isinstance(mu, Density) and density is not None:
-            return Atom((self, Density), lambda rho, c: c * density(rho), (nonnegative(c, str(self)) * mu.grid.volume,))
+            data = (nonnegative(c, str(self)) * mu.grid.volume,)
+            return Atom((self, Density), lambda rho, c: c * density(rho), data)
         if isinstance(mu, Quantiles) and gap is not None:
-            return Atom((self, Quantiles), lambda x, c: c * gap(_specific_volume(x)), (nonnegative(c, str(self)) / mu.n,))
+            data = (nonnegative(c, str(self)) / mu.n,)
+            return Atom((self, Quantiles), lambda x, c: c * gap(_specific_volume(x)), data)
         raise NotConvex(f"{self} has no convex form on {type(mu).__name__}")
 
 

@@ -1,0 +1,137 @@
+"""Implicit steps as convex programs in CVXPY: over transport plans between cells, and over quantiles."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..functionals.atom import Atom
+from ..measures import Density
+
+Numbers = float | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What the solver says: its status, and the larger of the relative duality gap and the residuals of feasibility."""
+
+    status: str
+    iterations: int
+    residual: float
+    new: np.ndarray | None  # densities or positions
+    plan: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A program compiled once and solved again with other numbers in its parameters."""
+
+    problem: Any
+    new: Any
+    plan: Any
+    parameters: tuple[Any, ...]
+
+    def solve(self, values: Sequence[Numbers], solver: str, options: dict[str, Any]) -> Solution:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.value = value
+        data, chain, inverse = self.problem.get_problem_data(solver, enforce_dpp=True, solver_opts=dict(options))
+        raw = chain.solve_via_data(self.problem, data, solver_opts=dict(options))
+        status = self._unpack(raw, chain, inverse)
+        stats = self.problem.solver_stats
+        return Solution(
+            status=status,
+            iterations=0 if stats is None else int(stats.num_iters or 0),
+            residual=_residual(raw),
+            new=self.new.value,
+            plan=None if self.plan is None else self.plan.value,
+        )
+
+    def _unpack(self, raw: Any, chain: Any, inverse: Any) -> str:
+        from cvxpy.error import SolverError
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "may be inaccurate": the status says so
+            try:
+                self.problem.unpack_results(raw, chain, inverse)
+            except SolverError:
+                return f"solver_error ({getattr(raw, 'status', 'no status')})"
+        return str(self.problem.status)
+
+
+def transport_program(mu: Density, components: Tensor, atoms: Sequence[Atom], reference: str | None) -> Program:
+    """min over plans P of Σ_a q_a⟨Z_a, P⟩ + e·ΣP log P + Σ atoms(ν), ν the sum of P over old cells, the other given.
+
+    components: Z (k, n, n), new cells × old cells. Parameters, in order: the old masses (n,), q (k,), e when there is a
+    `reference` ("lebesgue", or "product": relative to ν ⊗ 1, which differs from ν ⊗ μ by a constant), then the atoms'.
+    """
+    import cvxpy as cp
+
+    n = components.shape[-1]
+    plan = cp.Variable((n, n), nonneg=True)
+    masses, q = cp.Parameter(n, nonneg=True), cp.Parameter(components.shape[0])
+    new = cp.sum(plan, axis=1)
+    cost = reduce(add, (q[a] * cp.sum(cp.multiply(z.numpy(force=True), plan)) for a, z in enumerate(components)))
+    parameters = [masses, q]
+    if reference is not None:
+        e = cp.Parameter(nonneg=True)
+        parameters.append(e)
+        if reference == "lebesgue":
+            cost = cost - e * cp.sum(cp.entr(plan))
+        else:
+            cost = cost + e * cp.sum(cp.rel_entr(plan, cp.reshape(new, (n, 1), order="C") @ np.ones((1, n))))
+    density = new / mu.grid.volume
+    energy, more = _build(atoms, density)
+    problem = cp.Problem(cp.Minimize(cost + energy), [cp.sum(plan, axis=0) == masses])
+    return Program(problem, density, plan, (*parameters, *more))
+
+
+def quantile_program(n: int, atoms: Sequence[Atom]) -> Program:
+    """min over X_0 ≤ … ≤ X_{n−1} of Σ |κX_i − κx_i|² + Σ atoms(X). Parameters: κ, κx (n,), then the atoms'."""
+    import cvxpy as cp
+
+    x = cp.Variable(n)
+    kappa, old = cp.Parameter(nonneg=True), cp.Parameter(n)
+    energy, more = _build(atoms, x)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(kappa * x - old) + energy), [cp.diff(x) >= 0])
+    return Program(problem, x, None, (kappa, old, *more))
+
+
+def numbers(atoms: Sequence[Atom], items: int, item: int) -> list[Numbers]:
+    """The data of the atoms for one batch item, in the order of their parameters."""
+    flat = [value for atom in atoms for value in atom.data]
+    return [v.reshape(items, -1)[item].numpy(force=True) if isinstance(v, Tensor) else v for v in flat]
+
+
+def structure(atoms: Sequence[Atom]) -> tuple[Any, ...]:
+    """What makes two sums of atoms the same program."""
+    return tuple((a.key, tuple(v.shape[-1] if isinstance(v, Tensor) else 0 for v in a.data)) for a in atoms)
+
+
+def _build(atoms: Sequence[Atom], variable: Any) -> tuple[Any, list[Any]]:
+    import cvxpy as cp
+
+    parameters = [[_parameter(value) for value in atom.data] for atom in atoms]
+    energy = reduce(add, (a.build(variable, *p) for a, p in zip(atoms, parameters, strict=True)), cp.Constant(0))
+    return energy, [p for group in parameters for p in group]
+
+
+def _parameter(value: float | Tensor) -> Any:
+    import cvxpy as cp
+
+    return cp.Parameter(value.shape[-1]) if isinstance(value, Tensor) else cp.Parameter(nonneg=True)
+
+
+def _residual(raw: Any) -> float:
+    """Of Clarabel's solution; NaN from solvers that do not report one."""
+    names = ("obj_val", "obj_val_dual", "r_prim", "r_dual")
+    if not all(hasattr(raw, name) for name in names):
+        return float("nan")
+    primal, dual, feasibility, stationarity = (float(getattr(raw, name)) for name in names)
+    return max(abs(primal - dual) / max(1.0, abs(primal)), feasibility, stationarity)
