@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ class Functional(ABC):
     capability          meaning                                                                asked for by
     ==================  =====================================================================  ==============
     `bures_gradient`    (E ∇φ, E ∇²φ) under a Gaussian, φ = δF/δμ; by quadrature unless given  Gaussian steps
-    `local`             (φ, dφ/dlog ρ) where φ depends on x and ρ(x) only                      Scaling
+    `local`             (φ, dφ/dlog ρ) where φ depends on x and ρ(x) only; `affine` when φ is  Scaling
+                        affine in log ρ
     `kl_prox`           argmin_b s·F(b) + KL(b | a) on a Density; from `local` unless given    Scaling
-    `atom`              F as a CVXPY expression                                                Convex
+    `atom`              c·F as an `Atom`, a convex expression in CVXPY, or NotConvex           Convex
     `convexity`         its λ: F is λ-convex along W2 geodesics; None when not known           step-size checks
     ==================  =====================================================================  ==============
     """
@@ -67,6 +69,13 @@ class Functional(ABC):
 
     def __str__(self) -> str:
         return " + ".join(f"{'' if c == 1 else f'{c:g}·'}{type(f).__name__}" for c, f in self.terms)
+
+    def kl_prox(self, mu: Measure, log_a: Tensor, s: float) -> Tensor:
+        """log b of b = argmin s·F(b) + KL(b | a) on the cells of a Density; log densities, both (*batch, n).
+
+        Only the grid of mu matters. Pointwise, and defined where every atom is `local`.
+        """
+        return LocalProx.of(self, mu, s)(log_a)
 
     def __add__(self, other: Functional) -> Functional:
         if not isinstance(other, Functional):
@@ -180,6 +189,106 @@ class Varying(Functional):
 
     def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
         raise TypeError("a Varying functional has a gradient only at a time: use .at(t)")
+
+
+@dataclass(frozen=True, eq=False)
+class LocalProx:
+    """log a ↦ log b with log b + s·Σ c φ(log b, x) = log a at every cell: the prox of s·F in KL, prepared for many a.
+
+    What is affine in log b (potentials, entropies) is summed once: `slope`·log b + `constant`. The rest is met in value
+    and slope by a power of b, whose equation the Wright function solves (Corless and Jeffrey 2002): affine terms and a
+    single power law take one step, sums of power laws a few, with a bracket as safeguard.
+    """
+
+    slope: Tensor
+    constant: Tensor
+    powers: tuple[tuple[float, Any], ...]
+    points: Tensor
+    name: str
+
+    @classmethod
+    def of(cls, F: Functional, mu: Measure, s: float) -> LocalProx:
+        """Prepared for s·F on the cells of mu; TypeError when an atom is not local, ValueError when not convex."""
+        reason = not_local(F)
+        if reason is not None:
+            raise TypeError(reason)
+        points = mu.points
+        zero = mu.anchor.new_zeros((*mu.batch, points.shape[-2]))
+        slope, constant, powers = torch.ones_like(zero), zero, []
+        for c, f in F.terms:
+            if getattr(f, "affine", False):
+                value, rate = f.local(zero, points)  # type: ignore[attr-defined]
+                slope, constant = slope + s * c * rate, constant + s * c * value
+            else:
+                powers.append((s * c, f))
+        name = " + ".join(f"{c:g}·{type(f).__name__}" for c, f in F.terms)
+        if not torch.isfinite(constant).all():
+            bad = int((~torch.isfinite(constant)).sum())
+            raise ValueError(f"{name} is not finite on {bad} cells of the grid; a prox needs finite potentials")
+        if not (slope > 0).all():
+            raise ValueError(
+                f"s·F + KL is not convex for F = {name} and s = {s:.6g}: take a smaller tau or a larger reg"
+            )
+        return cls(slope, constant, tuple(powers), points, name)
+
+    def __call__(self, log_a: Tensor) -> Tensor:
+        target = log_a - self.constant
+        return self._solve(target) if self.powers else target / self.slope
+
+    def _solve(self, target: Tensor) -> Tensor:
+        """slope·y + N(y) = target, from y = 0, where no power of b = eʸ is out of range."""
+        y = torch.zeros_like(target)
+        low, high = torch.full_like(y, -torch.inf), torch.full_like(y, torch.inf)
+        rounding = 16 * torch.finfo(y.dtype).eps * (1 + target.abs() / self.slope)
+        for _ in range(60):
+            value, rate = self._nonlinear(y)
+            gap = target - self.slope * y
+            low, high = torch.where(value < gap, y, low), torch.where(value > gap, y, high)
+            step = y + _power_step(self.slope, gap, value, rate)
+            settled = (step - y).abs() <= rounding
+            y = torch.where(settled | ((step > low) & (step < high)), step, _between(low, high))
+            if settled.all():
+                return y
+        raise ValueError(f"the KL prox of {self.name} found no root: s·F + KL must be convex in the density")
+
+    def _nonlinear(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [(c, f.local(y, self.points)) for c, f in self.powers]
+        return reduce(add, (c * v for c, (v, _) in parts)), reduce(add, (c * r for c, (_, r) in parts))
+
+
+def not_local(F: Functional) -> str | None:
+    """None when every atom of F has the capability `local`, else which do not."""
+    missing = sorted({type(f).__name__ for _, f in F.terms if not offers(f, "local")})
+    return f"{' and '.join(missing)} has no KL prox (not a function of x and ρ(x) alone)" if missing else None
+
+
+def _power_step(slope: Tensor, gap: Tensor, value: Tensor, rate: Tensor) -> Tensor:
+    """δ with slope·δ + value·exp(kδ) = gap, k = rate/value; Newton's step where there is no such power."""
+    k = rate / value
+    powers = (rate > 0) & torch.isfinite(k) & (k != 0)
+    k = torch.where(powers, k, 1.0)
+    w = wright_omega((torch.where(powers, rate, slope) / slope).log() + k * gap / slope)
+    return torch.where(powers, gap / slope - w / k, (gap - value) / (slope + rate))
+
+
+def _between(low: Tensor, high: Tensor) -> Tensor:
+    """The middle of a bracket; a step away from its only end while the other is not known."""
+    middle = (low + high) / 2
+    return torch.where(
+        torch.isinf(high), low + 1 + low.abs(), torch.where(torch.isinf(low), high - 1 - high.abs(), middle)
+    )
+
+
+def wright_omega(z: Tensor) -> Tensor:
+    """w > 0 with w + log w = z, by two steps of order four (Fritsch, Shafer, Crowley 1973)."""
+    z = z.clamp_min(math.log(torch.finfo(z.dtype).tiny))
+    near = 1 + (z - 1) / 2 + (z - 1) ** 2 / 16
+    w = torch.where(z < -1, z.clamp_max(0).exp(), torch.where(z < 4, near, z - z.clamp_min(1).log()))
+    for _ in range(2):
+        r = z - w - w.log()
+        t = 2 * (1 + w) * (1 + w + 2 * r / 3)
+        w = w * (1 + r / (1 + w) * (t - r) / (t - 2 * r))
+    return w
 
 
 def _addends(f: Functional) -> tuple[Functional, ...]:

@@ -1,0 +1,102 @@
+"""The Gibbs kernel exp(−cost/reg) on a grid, applied axis by axis in the log domain by small matrix products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..measures import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some outputs i of a 1-D kernel: K_ij = exp(source_j)·matrix_ji·exp(target_i), with matrix in [e^−reach, e^reach].
+
+    `source` is log K_cj for the central output c of the block, so that a line f + source, scaled to maximum 1, holds
+    what matters to every output of the block: no sum of the matrix product can underflow.
+    """
+
+    source: Tensor
+    matrix: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SeparableKernel:
+    """K_ij = Π_a exp(−(x_i − x_j)_a²/(mobility_a·reg))·h_a on the cells of a grid.
+
+    h_a, the width of a cell, makes K integrate; distances are those of the circle on periodic axes. `log_apply` costs
+    one exponential a cell and block, and one n_a × n_a product a line; nothing of size (number of cells)² is formed.
+    Absorbing potentials into the kernel (Schmitzer 2019) would destroy its product form. Offsets for each line and
+    block of outputs keep it, with full relative accuracy in every output for any reg: blocks are wide for a large reg
+    (one an axis), and end as single cells, which is log-sum-exp, when reg is below the square of a cell.
+    """
+
+    axes: tuple[tuple[Block, ...], ...]
+
+    @classmethod
+    def on(cls, grid: Grid, mobility: Sequence[float], reg: float, like: Tensor) -> SeparableKernel:
+        """The kernel on the cells of a grid, in the dtype and device of `like`."""
+        lines = zip(grid.shape, grid.period, grid.periodic, mobility, strict=True)
+        return cls(tuple(tuple(_blocks(log_gibbs(n, l, wraps, q * reg), like)) for n, l, wraps, q in lines))
+
+    def log_apply(self, f: Tensor) -> Tensor:
+        """log(K eᶠ) for f of shape (*batch, *shape); f = −inf is allowed where some f is finite."""
+        for axis, blocks in zip(range(-len(self.axes), 0), self.axes, strict=True):
+            lines = f.movedim(axis, -1)
+            parts = [_log_product(lines, block) for block in blocks]
+            f = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).movedim(-1, axis)
+        return f
+
+
+def log_gibbs(n: int, length: float, periodic: bool, scale: float) -> Tensor:
+    """log of exp(−(x_i − x_j)²/scale)·h on n cells of width h = length/n, (n, n)."""
+    h = length / n
+    cell = torch.arange(n, dtype=torch.float64)
+    distance = (cell[:, None] - cell).abs()
+    if periodic:
+        distance = torch.minimum(distance, n - distance)
+    return math.log(h) - (h * distance) ** 2 / scale
+
+
+def _blocks(log_kernel: Tensor, like: Tensor) -> Iterator[Block]:
+    """The fewest equal blocks whose matrices stay within e^±reach."""
+    n, reach = len(log_kernel), _reach(like.dtype)
+    count = 1
+    while True:
+        width = math.ceil(n / count)
+        parts = [_block(log_kernel, start, min(start + width, n)) for start in range(0, n, width)]
+        if width == 1 or all(part.matrix.abs().max() <= reach for part in parts):
+            break
+        count *= 2
+    for part in parts:
+        yield Block(part.source.to(like), part.matrix.exp().to(like), part.target.to(like))
+
+
+def _block(log_kernel: Tensor, start: int, stop: int) -> Block:
+    """The block of outputs start, …, stop − 1, its matrix still as logarithm."""
+    source = log_kernel[(start + stop) // 2]
+    rest = log_kernel[start:stop] - source
+    target = (rest.amax(1) + rest.amin(1)) / 2
+    return Block(source, (rest - target[:, None]).T.contiguous(), target)
+
+
+def _reach(dtype: torch.dtype) -> float:
+    """The r for which what underflows is below rounding: 3r = log(eps/tiny), less a margin."""
+    info = torch.finfo(dtype)
+    return (math.log(info.eps) - math.log(info.tiny)) / 3 - 2
+
+
+def _log_product(lines: Tensor, block: Block) -> Tensor:
+    """log Σ_j K_ij exp(f_j) for the outputs i of a block, over the last axis."""
+    f = lines + block.source
+    top = f.amax(-1, keepdim=True)
+    top = torch.where(top == -torch.inf, 0.0, top)
+    info = torch.finfo(f.dtype)
+    floor = math.log(info.tiny) + _reach(f.dtype)  # below it, exactly 0: products with subnormal numbers are slow
+    z = torch.where(f - top > floor, f - top, -torch.inf).exp_() @ block.matrix
+    return z.log_().add_(top).add_(block.target)
