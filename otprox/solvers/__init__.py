@@ -3,16 +3,23 @@
 from .base import ConvergenceError, ConvergenceWarning, Out, Solver, Stats
 from .bures import Bures
 from .choose import choose, explain
+from .convex import Convex, FrozenWarning
+from .descent import Descent
 from .gaussian_map import GaussianMap
 from .quantile import Quantile
+from .scaling import Scaling
 
 __all__ = [
     "Bures",
     "ConvergenceError",
     "ConvergenceWarning",
+    "Convex",
+    "Descent",
+    "FrozenWarning",
     "GaussianMap",
     "Out",
     "Quantile",
+    "Scaling",
     "Solver",
     "Stats",
     "choose",

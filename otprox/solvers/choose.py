@@ -7,9 +7,12 @@ from ..measures import Measure
 from ..metrics import Metric
 from .base import Solver
 from .bures import Bures
+from .convex import Convex
+from .descent import Descent
 from .quantile import Quantile
+from .scaling import Scaling
 
-ORDER: list[Solver] = [Bures(), Quantile()]
+ORDER: list[Solver] = [Bures(), Quantile(), Scaling(), Convex(), Descent()]
 
 
 def choose(F: Functional, metric: Metric, mu: Measure) -> Solver:
