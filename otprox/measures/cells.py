@@ -39,8 +39,8 @@ def _by_error_function(m: Tensor, variance: Tensor, grid: Grid, laps: list[int])
         shifts = grid.period[a] * torch.arange(-laps[a], laps[a] + 1, dtype=m.dtype, device=m.device)
         z = (edges + shifts[:, None] - m[..., a, None, None]) / variance[..., a, None, None].sqrt()
         low, high = z[..., :-1], z[..., 1:]
-        left, right = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)  # in the lower tail
-        line = (torch.special.ndtr(right) - torch.special.ndtr(left)).sum(-2)
+        near, far = torch.where(low > 0, low, -high), torch.where(low > 0, high, -low)  # in the upper tail
+        line = (torch.erfc(near * 0.5**0.5) - torch.erfc(far * 0.5**0.5)).sum(-2) / 2
         result = result[..., None] * line.reshape(*line.shape[:-1], *(1,) * a, line.shape[-1])
     return result
 

@@ -28,21 +28,16 @@ def push(masses: Tensor, grid: Grid, T: Map) -> Tensor:
     monotone = (rising.diff(dim=-1) >= 0).all(-1, keepdim=True)
     if grid.periodic[0]:
         monotone = monotone & (rising[..., -1:] - rising[..., :1] <= LAPS * grid.period[0])
-    increments = axes(grid)[0].limited(masses)
-    exact = remap(
-        torch.where(falling, masses.flip(-1), masses),
-        torch.where(falling, -increments.flip(-1), increments),
-        torch.where(monotone, rising, edges[:, 0]),
-        grid,
-    )
+    ordered = torch.where(falling, masses.flip(-1), masses)
+    exact = remap(ordered, torch.where(monotone, rising, edges[:, 0]), grid)
     return exact if monotone.all() else torch.where(monotone, exact, deposit(masses, grid, T))
 
 
-def remap(masses: Tensor, increments: Tensor, y: Tensor, grid: Grid) -> Tensor:
+def remap(masses: Tensor, y: Tensor, grid: Grid) -> Tensor:
     """Masses (*batch, n) carried to the intervals [y_i, y_{i+1}], y (*batch, n + 1) non-decreasing, binned on the grid.
 
-    The density in a cell is linear, with the given (limited) increment of mass across it, and T is linear in between
-    edges. The overlaps of intervals with cells are exact, so the tails keep their relative accuracy.
+    The density in an interval is linear with a limited slope. Its overlaps with cells are integrated exactly, without
+    differences of a cumulative sum, so the tails keep their relative accuracy.
     """
     h, low, n, L = grid.spacing[0], grid.lower[0], grid.shape[0], grid.period[0]
     laps = 1
@@ -58,7 +53,7 @@ def remap(masses: Tensor, increments: Tensor, y: Tensor, grid: Grid) -> Tensor:
     source = source.clamp(0, n - 1)
     start, width = y.gather(-1, source), y.diff(dim=-1).gather(-1, source).clamp_min(torch.finfo(y.dtype).tiny)
     a, b = ((breaks[..., :-1] - start) / width).clamp(0, 1), ((breaks[..., 1:] - start) / width).clamp(0, 1)
-    tilt = (increments / torch.where(masses > 0, masses, 1)).clamp(-2, 2).gather(-1, source)
+    tilt = _tilt(masses, y, grid).gather(-1, source)
     share = torch.where(within, (b - a) * (1 + tilt / 2 * (a + b - 1)), 0)
     total = torch.zeros_like(masses).scatter_add(-1, source, share)  # 1 but for rounding, 0 where T collapses a cell
     share = share * (masses / torch.where(total > 0, total, 1)).gather(-1, source)
@@ -66,6 +61,20 @@ def remap(masses: Tensor, increments: Tensor, y: Tensor, grid: Grid) -> Tensor:
     place = torch.cat([place, ((y[..., :-1] - low) / h).floor().long()], -1)
     place = place % n if grid.periodic[0] else place.clamp(0, n - 1)
     return torch.zeros_like(masses).scatter_add(-1, place, torch.cat([share, collapsed], -1))
+
+
+def _tilt(masses: Tensor, y: Tensor, grid: Grid) -> Tensor:
+    """Increment of the density over each interval [y_i, y_{i+1}] over its mean: central, limited as `Axis.limited`."""
+    axis, tiny = axes(grid)[0], torch.finfo(y.dtype).tiny
+    width, gap = y.diff(dim=-1), axis.jump(y[..., 1:] + y[..., :-1]) / 2
+    if grid.periodic[0]:
+        gap = torch.cat([gap[..., :-1], gap[..., -1:] + y[..., -1:] - y[..., :1]], -1)
+    density = masses / width.clamp_min(tiny)
+    up, down = axis.upper(axis.jump(density)), axis.lower(axis.jump(density))
+    central = (up + down) / (axis.upper(gap) + axis.lower(gap)).clamp_min(tiny) * width
+    size = torch.minimum(2 * torch.minimum(up.abs(), down.abs()), central.abs())
+    tilt = torch.where((up * down > 0) & (density > 0), size * up.sign() / density, 0)
+    return tilt.nan_to_num(0).clamp(-2, 2)
 
 
 def deposit(masses: Tensor, grid: Grid, T: Map) -> Tensor:
