@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from .base import Measure
+from .density import Density
 from .gaussian import Gaussian
 from .particles import Particles
+from .quantiles import Quantiles
 from .spd import bures2
 
 LIMIT = 5000  # points that POT's exact linear program is asked for
@@ -54,12 +56,12 @@ def _on_the_line(mu: Measure, nu: Measure) -> Tensor:
 
 
 def _line(mu: Measure) -> _Line:
-    if hasattr(mu, "grid"):
+    if isinstance(mu, Density):
         centers, h = mu.grid.centers(mu.values)[0], mu.grid.spacing[0]
         values = mu.values * h
         left = (centers - h / 2).expand_as(values)
         return _Line(left, left + h, values)
-    if not hasattr(mu, "x"):
+    if not isinstance(mu, Particles | Quantiles):
         raise TypeError(f"no quantile function of a {type(mu).__name__}")
     x, order = mu.x[..., 0].sort(-1)
     return _Line(x, x, mu.w.expand_as(x).gather(-1, order))
@@ -103,7 +105,9 @@ def _line_to_gaussian(a: _Line, nu: Gaussian) -> Tensor:
     zpdf = torch.where(z.isfinite(), z * pdf, 0.0)
     second = width - zpdf.diff(dim=-1)  # ∫ (Φ⁻¹)²
     cross = (-u * pdf + torch.special.ndtr(math.sqrt(2) * z) / (2 * math.sqrt(math.pi))).diff(dim=-1)  # ∫ u Φ⁻¹
+    steep = torch.where(z.diff(dim=-1).isfinite(), width.square() / 12 * z.diff(dim=-1), 0.0)
     centred = cross - (u[..., 1:] + u[..., :-1]) / 2 * first
+    centred = torch.where(width > 1e-8, centred, steep)  # β = h/width would amplify rounding
     sloped = torch.where(width > 1e-14, rise * centred / width.clamp_min(1e-14), 0.0)  # ∫ β(u − ū) Φ⁻¹, β = rise/width
     square = width * (mid.square() + rise.square() / 12)
     return (square - 2 * s * (mid * first + sloped) + s.square() * second).sum(-1).clamp_min(0)
