@@ -131,11 +131,12 @@ class Quantiles(Measure):
         if generator is not None:
             z = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
             return self.with_state(x=_sorted(self.x + z * cov.clamp_min(0).sqrt()))
-        sigma = cov[..., 0].to(self.x).expand(*self.batch, 1)
-        if not (sigma > 0).any():
+        variance = cov[..., 0].to(self.x).expand(*self.batch, 1)
+        if not (variance > 0).any():
             return self
-        values = _diffused(self.x[..., 0].double(), sigma.double().sqrt(), _levels(self.n, self.x).double())
-        return self.with_state(x=torch.where(sigma > 0, values.to(self.x), self.x[..., 0])[..., None])
+        noise = torch.where(variance > 0, variance, variance.amax()).double().sqrt()
+        values = _diffused(self.x[..., 0].double(), noise, _levels(self.n, self.x).double())
+        return self.with_state(x=torch.where(variance > 0, values.to(self.x), self.x[..., 0])[..., None])
 
     def convolve(self, W: Field, x: Tensor | None = None) -> Tensor:
         return pairwise.convolve(W, self.x if x is None else x, self.x, self.w)
@@ -261,7 +262,7 @@ def _diffused(x: Tensor, sigma: Tensor, levels: Tensor) -> Tensor:
     gaps = x.diff(dim=-1)
     lower = x[..., :1] - gaps[..., :1] / 2 - 9 * sigma
     span = x[..., -1:] + gaps[..., -1:] / 2 + 9 * sigma - lower
-    wanted = max(1 << 14, 2 * x.shape[-1], min(CELLS, math.ceil((16 * span / sigma.clamp_min(1e-300)).max().item())))
+    wanted = max(1 << 14, 2 * x.shape[-1], min(CELLS, math.ceil((16 * span / sigma).max().item())))
     cells = 1 << (wanted - 1).bit_length()
     h = span / cells
     steps = torch.arange(cells + 1, dtype=x.dtype, device=x.device)
