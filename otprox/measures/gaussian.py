@@ -28,7 +28,7 @@ class Gaussian(Measure):
     d ≤ 3 and seeded samples beyond, unless given.
 
     >>> mu = Gaussian([10.0], [[100.0]])
-    >>> mu.expect(lambda x: x[..., 0] ** 2).item()
+    >>> round(mu.expect(lambda x: x[..., 0] ** 2).item(), 3)
     200.0
     """
 
