@@ -188,7 +188,7 @@ class Density(Measure):
 
         - Σ_a 2·max(v⁺ at the upper face, v⁻ at the lower)/h_a: no cell is emptied, where v is the face velocity;
         - Σ_a 2·D·Q_aa/h_a² with D = dφ/dlog ρ: the linearised diffusion does not grow (times 9/8 for d = 3 and Q that
-          is not diagonal).
+          is not diagonal). Where ρ has kinks, D is what the scheme's own fluxes across the two faces amount to.
 
         Fluxes that are given add the fraction of each cell that they take out in unit time to the first.
         """

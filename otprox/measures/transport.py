@@ -125,34 +125,56 @@ def _along_velocity(values: Tensor, grid: Grid, tangent: Velocity) -> Rates:
     tau·Σ_a 2·max(v⁺ at the upper face, v⁻ at the lower face)/h_a ≤ 1, which also makes the update a mean of neighbours.
     """
     velocities = face_velocities(values, grid, tangent)
-    fluxes, outflow = [], torch.zeros_like(values)
-    for axis, v in zip(axes(grid), velocities, strict=True):
+    D, mobility = _diffusivity(values, grid, tangent), _diagonal_mobility(values, grid, tangent)
+    fluxes, outflow, diffusion = [], torch.zeros_like(values), torch.zeros_like(values)
+    for axis, v, q in zip(axes(grid), velocities, mobility, strict=True):
         half = axis.limited(values) / 2
         right, left = axis.below((values + half).clamp_min(0)), axis.above((values - half).clamp_min(0))
         fluxes.append(v.clamp_min(0) * right + v.clamp_max(0) * left)
         leaving = torch.maximum(axis.upper(v.expand_as(right)), -axis.lower(v.expand_as(right))).clamp_min(0)
         outflow = outflow + 2 * leaving / axis.h
-    return Rates(tuple(fluxes), torch.where(values > 0, outflow, 0.0), _diffusion(values, grid, tangent))
+        diffusion = diffusion + q / axis.h**2 * _spreading(values, D, axis, torch.where(v > 0, right, left))
+    return Rates(tuple(fluxes), torch.where(values > 0, outflow, 0.0), diffusion)
 
 
-def _diffusion(values: Tensor, grid: Grid, tangent: Velocity) -> Tensor:
-    """2κ·D·Σ_a Q_aa/h_a² with D = dφ/dlog ρ: explicit diffusion is stable for tau times this at most 1.
+def _spreading(values: Tensor, D: Tensor, axis: Axis, face: Tensor) -> Tensor:
+    """Diffusion coefficients of a cell's two faces together, at least 2D: a mean needs tau·Σ_a(·)/h_a² ≤ 1.
+
+    Across a face the flux is `face`·Δφ/h = k·Δρ/h with k = face·L(D)/L(ρ), L the logarithmic mean over its two cells:
+    L(D)·Δlog ρ is Δφ, exactly when D is a power of ρ. k is D where ρ is smooth, and larger at kinks.
+    """
+    tiny = torch.finfo(values.dtype).tiny
+    means = (_log_mean(axis.below(f).clamp_min(tiny), axis.above(f).clamp_min(tiny)) for f in (D, values))
+    k = face * next(means) / next(means)
+    return torch.maximum(2 * D, axis.upper(k) + axis.lower(k))
+
+
+def _log_mean(a: Tensor, b: Tensor) -> Tensor:
+    ratio = (b / a).log()
+    near = ratio.abs() < 1e-3
+    return torch.where(near, (a + b) / 2, (b - a) / torch.where(near, 1, ratio))
+
+
+def _diffusivity(values: Tensor, grid: Grid, tangent: Velocity) -> Tensor:
+    """|dφ/dlog ρ| on the cells."""
+    if tangent.diffusivity is None:
+        return torch.zeros_like(values)
+    D = tangent.diffusivity()
+    return (D.reshape(*D.shape[:-1], *grid.shape) if D.ndim else D).abs().expand_as(values)
+
+
+def _diagonal_mobility(values: Tensor, grid: Grid, tangent: Velocity) -> list[Tensor]:
+    """κ·Q_aa by axis: what explicit diffusion with Q needs in place of 1.
 
     The symbol of −div(Q∇) here is Σ_a Q_aa·4s_a²/h_a² + Σ_{a≠b} Q_ab·4s_a c_a s_b c_b/(h_a h_b), s and c the sine and
     cosine of half the phases. As |Q_ab|² ≤ Q_aa·Q_bb, it is at most 4κ·Σ_a Q_aa/h_a², with κ = 1 for d ≤ 2 or a
     diagonal Q, and κ = 9/8 for d = 3.
     """
-    if tangent.diffusivity is None:
-        return torch.zeros_like(values)
-    D = tangent.diffusivity()
-    D = D.reshape(*D.shape[:-1], *grid.shape) if D.ndim else D
-    if tangent.mobility is None:
-        return 2 * D.abs().expand_as(values) * sum(h**-2 for h in grid.spacing)
     Q = tangent.mobility
-    diagonal = Q.diagonal(dim1=-2, dim2=-1)
-    kappa = 9 / 8 if grid.dim == 3 and not torch.equal(torch.diag_embed(diagonal), Q) else 1.0
-    total = 2 * kappa * (diagonal / Q.new_tensor(grid.spacing).square()).sum(-1)
-    return (D.abs() * total.reshape(*total.shape, *(1,) * grid.dim)).expand_as(values)
+    if Q is None:
+        return [values.new_ones(())] * grid.dim
+    oblique = grid.dim == 3 and not torch.equal(torch.diag_embed(Q.diagonal(dim1=-2, dim2=-1)), Q)
+    return [(9 / 8 if oblique else 1.0) * _entry(Q, a, a, grid.dim) for a in range(grid.dim)]
 
 
 def face_velocities(values: Tensor, grid: Grid, tangent: Velocity) -> tuple[Tensor, ...]:
