@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .separable import SeparableKernel
 
 GROWTH = 0.1  # a cell that grows by more than this factor an iteration could still fill, however empty it is
 RISE = 3.0  # a mixed point may raise the residual by this factor above the least so far
+NARROW, ROUGH = 0.02, 1e-3  # start from larger regs, up to this part of the largest cost, and to this marginal error
 SPREAD = 40.0  # cells start from e^−40 of the largest one or more where the iteration only multiplies
 
 
@@ -39,7 +40,8 @@ class Scaling:
     (u, b/(Kᵀu)) and, when F has entropy, the error of ν mode by mode. "debiased" asks the same of d·K d, and where the
     iteration multiplies ("product", "debiased") no cell may still be growing. In float32 `tol` is never less than the
     rounding of the potentials. The loop is accelerated by Anderson mixing of log v over `memory` iterations, in L2(ν);
-    a mixed point that raises the residual much is dropped for the plain one.
+    a mixed point that raises the residual much is dropped for the plain one. Without a previous step, "lebesgue" starts
+    from rough solutions at larger reg.
 
     With entropy in F, or reference "lebesgue", it takes tens of iterations; "product" and "debiased" deconvolve where F
     has none, and converge slowly there. Cells of width h: reg should be at least h². Below, results are still right, by
@@ -80,11 +82,12 @@ class Scaling:
             raise ValueError(f"tau must be positive, not {tau}")
         assert isinstance(mu, Density) and isinstance(metric, Entropic)
         problem = Problem.of(F, metric, mu, tau)
-        plan, converged, iterations = self._iterate(problem, problem.start(last))
+        start, coarse = self._start(problem, last, lambda reg: Problem.of(F, replace(metric, reg=reg), mu, tau))
+        plan, converged, iterations = self._iterate(problem, start, self.tol)
         nu, distance2 = problem.measure(mu, plan), problem.transport(plan, warm_start(last, "log_d", plan.log_v))
         stats = Stats(
             converged=converged,
-            iterations=iterations,
+            iterations=iterations + coarse,
             residual=plan.residual,
             objective=F(nu) + distance2 / (2 * tau),
             distance2=distance2,
@@ -95,7 +98,21 @@ class Scaling:
         advice = "raise max_iter or tol, take a larger reg or a smaller tau, or the reference 'lebesgue'"
         return Out(nu, report(stats, self, advice, self.on_failure))
 
-    def _iterate(self, problem: Problem, x: Tensor) -> tuple[Plan, Tensor, Tensor]:
+    def _start(self, problem: Problem, last: Any, coarser: Callable[[float], Problem]) -> tuple[Tensor, Tensor | int]:
+        """Potentials to start from, and the iterations they took.
+
+        Those of the previous step if any. For "lebesgue", where log v = −(2·tau/reg)·δF/δν, else those of reg·4, which
+        converge faster and start from reg·16, and so on while the kernel is narrow for the grid.
+        """
+        start, reg = problem.start(last), 4 * problem.metric.reg
+        if problem.metric.reference != "lebesgue" or bool(start.any()) or reg > NARROW * problem.extent:
+            return start, 0
+        rough = coarser(reg)
+        x, before = self._start(rough, None, coarser)
+        plan, _, iterations = self._iterate(rough, x, max(self.tol, ROUGH))
+        return 4 * plan.log_v, before + iterations
+
+    def _iterate(self, problem: Problem, x: Tensor, tol: float) -> tuple[Plan, Tensor, Tensor]:
         """The fixed-point iteration from potentials x, with safeguarded mixing; finished items stay where they are."""
         mixer, safe, best = Anderson(self.memory), x, x.new_full(x.shape[:-1], torch.inf)
         iterations = torch.zeros_like(best, dtype=torch.int64)
@@ -103,7 +120,7 @@ class Scaling:
         for _ in range(self.max_iter):
             plan = problem.plan(x)
             iterations += ~done
-            done = plan.converged(self.tol)
+            done = plan.converged(tol)
             if bool(done.all()):
                 return plan, done, iterations
             worse = mixed & ~(plan.residual <= RISE * best)
@@ -113,7 +130,7 @@ class Scaling:
             ahead = torch.where(worse[..., None], safe, ahead)
             x, mixed = torch.where(done[..., None], x, ahead), ~worse
         plan = problem.plan(torch.where(done[..., None], x, safe))
-        return plan, plan.converged(self.tol), iterations
+        return plan, plan.converged(tol), iterations
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +168,7 @@ class Problem:
     log_mu: Tensor
     prox: Callable[[Tensor], Tensor]
     metric: Entropic
+    extent: float
 
     @classmethod
     def of(cls, F: Functional, metric: Entropic, mu: Density, tau: float) -> Problem:
@@ -158,7 +176,8 @@ class Problem:
         assert isinstance(base, Wasserstein)
         mobility = base.mobility(mu).diagonal().tolist()
         kernel = SeparableKernel.on(mu.grid, mobility, metric.reg, mu.anchor)
-        return cls(kernel, mu.grid, mu.log_prob(), kl_prox(F, mu, s), metric)
+        extent = sum(length**2 / q for length, q in zip(mu.grid.period, mobility, strict=True))
+        return cls(kernel, mu.grid, mu.log_prob(), kl_prox(F, mu, s), metric, extent)
 
     def start(self, last: Any) -> Tensor:
         """Potentials of the previous step, or v = d = 1; none so small that multiplying could not bring it back."""
