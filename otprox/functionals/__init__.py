@@ -1,5 +1,6 @@
 """Functionals, one family a file."""
 
+from .atom import Atom, NotConvex
 from .base import Composite, Functional, Scaled, Sum, Varying
 from .blob import Blob
 from .divergence import KL
@@ -10,6 +11,7 @@ from .potential import GaussianMoments, Potential, Quadratic
 
 __all__ = [
     "KL",
+    "Atom",
     "Blob",
     "Composite",
     "Entropy",
@@ -18,6 +20,7 @@ __all__ = [
     "GeneralizedLinear",
     "Interaction",
     "Internal",
+    "NotConvex",
     "PorousMedium",
     "Potential",
     "Quadratic",

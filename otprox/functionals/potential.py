@@ -14,7 +14,7 @@ from torch import Tensor
 from ..measures import Density, Gaussian, Measure, Quantiles
 from ..measures.base import as_float, check_spd, check_symmetric
 from .atom import Atom, NotConvex, curvature_root, nonnegative, squared_distance
-from .base import Functional, differentiate, offers, scalar_potential
+from .base import Functional, differentiate, scalar_potential
 
 
 @runtime_checkable
@@ -85,12 +85,12 @@ class Potential(Functional):
         if isinstance(mu, Quantiles) and isinstance(self.V, Quadratic):
             root = curvature_root(c * self.V.precision / (2 * mu.n), mu, "Quadratic")
             return Atom((Quadratic, Quantiles), squared_distance, (root, root * self.V.mean))
-        if isinstance(mu, Quantiles) and offers(self.V, "atom"):
-            build = self.V.atom  # type: ignore[attr-defined]
+        build = getattr(self.V, "atom", None)
+        if isinstance(mu, Quantiles) and build is not None:
             return Atom((Potential, self.V), lambda x, c: c * build(x).sum(), (nonnegative(c, "V") / mu.n,))
         raise NotConvex(
-            f"Potential has no convex form on {type(mu).__name__}: it needs a Density, or Quantiles with V a Quadratic or "
-            "with a method atom(x), the values as a CVXPY expression of the positions"
+            f"Potential has no convex form on {type(mu).__name__}: it needs a Density, or Quantiles with V a Quadratic "
+            "or with a method atom(x), the values as a CVXPY expression of the positions"
         )
 
 

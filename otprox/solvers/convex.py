@@ -18,7 +18,15 @@ from ..functionals.base import offers
 from ..measures import Density, Measure, Quantiles
 from ..metrics import Entropic, Metric, Wasserstein
 from .base import ConvergenceError, OnFailure, Out, Stats, check_tau, report, require
-from .programs import Program, Solution, numbers, quantile_program, structure, transport_program
+from .programs import (
+    Program,
+    Solution,
+    entropic_program,
+    numbers,
+    quantile_program,
+    structure,
+    transport_program,
+)
 
 KEPT = 8  # programs that a solver keeps compiled
 
@@ -40,7 +48,8 @@ class Convex:
     instance keeps the last few. Only the status "optimal" converges. "optimal_inaccurate" and "user_limit" give a
     ConvergenceWarning with the solver's status, or an error with on_failure="raise"; without a solution there is always
     a ConvergenceError. `residual` is the larger of Clarabel's relative duality gap and residuals of feasibility (NaN
-    with other solvers). `tol` sets its tolerances on these, `max_iter` its iterations; unset, they are Clarabel's own.
+    with other solvers); interior points stall when masses span many orders of magnitude, as in wide two-dimensional
+    grids. `tol` sets its tolerances on these, `max_iter` its iterations; unset, they are Clarabel's own.
     Since F + W2²/(2·tau) is convex, a gap g leaves quantiles within √(2·tau·g) of the minimiser (root mean square).
     """
 
@@ -72,7 +81,7 @@ class Convex:
         require(self, F, metric, mu)
         check_tau(tau, F)
         step: Callable[..., Any] = _on_density if isinstance(mu, Density) else _on_quantiles
-        new, solutions, distance2, plan = step(self, _atoms(F, mu), metric, mu, tau)
+        new, solutions, distance2, plan = step(self, F, metric, mu, tau)
         stats = Stats(
             converged=_tensor([s.status == "optimal" for s in solutions], mu, torch.bool),
             iterations=_tensor([s.iterations for s in solutions], mu, torch.int64),
@@ -107,6 +116,8 @@ class Convex:
     def solve(self, program: Program, values: Sequence[Any]) -> Solution:
         """The solution, or ConvergenceError with the solver's status when it has none."""
         options: dict[str, Any] = {} if self.max_iter is None else {"max_iter": self.max_iter}
+        if self.solver == "CLARABEL":
+            options["accept_unknown"] = True  # a stall gives what it has, as "optimal_inaccurate"
         if self.tol is not None:
             options |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), self.tol)
         solution = program.solve(values, self.solver, options)
@@ -118,11 +129,11 @@ class Convex:
         return solution
 
 
-def _atoms(F: Functional, mu: Measure) -> list[Atom]:
+def _atoms(F: Functional, mu: Measure, scale: float = 1.0) -> list[Atom]:
     for _, f in F.terms:
         if not offers(f, "atom"):
             raise NotConvex(f"{type(f).__name__} has no `atom`, its form in a convex program")
-    return [f.atom(mu, c) for c, f in F.terms]  # type: ignore[attr-defined]
+    return [f.atom(mu, scale * c) for c, f in F.terms]  # type: ignore[attr-defined]
 
 
 def _metric_reason(metric: Metric, mu: Density | Quantiles) -> str | None:
@@ -148,31 +159,56 @@ def _is_diagonal(Q: Tensor) -> bool:
 
 
 def _on_density(
-    solver: Convex, atoms: list[Atom], metric: Wasserstein | Entropic, mu: Density, tau: float
+    solver: Convex, F: Functional, metric: Wasserstein | Entropic, mu: Density, tau: float
 ) -> tuple[Density, list[Solution], Tensor, Tensor]:
-    base = cast(Wasserstein, metric.base if isinstance(metric, Entropic) else metric)
-    reference = metric.reference if isinstance(metric, Entropic) else None
-    q, components = _ground_cost(base, mu)
-    items, n = mu.batch.numel(), mu.grid.n
-    masses = mu.masses.detach().reshape(items, n).double().cpu()
-    key = (Density, mu.grid, reference, q.shape[-1], structure(atoms))
-    program = solver.program(key, lambda: transport_program(mu, components, atoms, reference))
-    solutions = []
-    for i in range(items):
-        own: list[Any] = [masses[i].numpy(), (q[i] / (2 * tau)).numpy()]
-        if isinstance(metric, Entropic):
-            own.append(metric.reg / (2 * tau))
-        solutions.append(solver.solve(program, [*own, *numbers(atoms, items, i)]))
-    plan = torch.stack([torch.as_tensor(s.plan) for s in solutions]).clamp_min(0)
-    plan = plan / plan.sum((-2, -1), keepdim=True)
+    q, components = _ground_cost(cast(Wasserstein, metric.base if isinstance(metric, Entropic) else metric), mu)
+    masses = mu.masses.detach().reshape(len(q), -1).double().cpu()
+    if isinstance(metric, Entropic):
+        solutions = _entropic(solver, F, metric, mu, tau, q, components, masses)
+    else:
+        solutions = _transport(solver, F, mu, tau, q, components, masses)
+    kernel = torch.stack([torch.as_tensor(s.plan) for s in solutions]).clamp_min(0)
+    plan = kernel / kernel.sum(-2, keepdim=True).clamp_min(1e-300) * masses[:, None, :]
     cost = (q[:, :, None, None] * components).sum(1)
     distance2 = (cost * plan).sum((-2, -1))
     if isinstance(metric, Entropic):
         distance2 = distance2 + metric.reg * _plan_entropy(plan, metric, mu.grid.volume)
     else:
         _warn_if_frozen(distance2, cost)
-    new = mu.with_state(values=(plan.sum(-1) / mu.grid.volume).to(mu.anchor).reshape(mu.values.shape))
-    return new, solutions, distance2.to(mu.anchor).reshape(mu.batch), plan.to(mu.anchor).reshape(*mu.batch, n, n)
+    new = plan.sum(-1)
+    values = (new / (new.sum(-1, keepdim=True) * mu.grid.volume)).to(mu.anchor).reshape(mu.values.shape)
+    plan = plan.to(mu.anchor).reshape(*mu.batch, *components.shape[1:])
+    return mu.with_state(values=values), solutions, distance2.to(mu.anchor).reshape(mu.batch), plan
+
+
+def _transport(
+    solver: Convex, F: Functional, mu: Density, tau: float, q: Tensor, components: Tensor, masses: Tensor
+) -> list[Solution]:
+    """F + W2²/(2·tau), for each batch item."""
+    atoms = _atoms(F, mu)
+    key = (Density, mu.grid, q.shape[-1], structure(atoms))
+    program = solver.program(key, lambda: transport_program(mu, components, atoms))
+    weights = (q[:, :, None] * masses[:, None, :] / (2 * tau)).flatten(-2)
+    own = [[m.numpy(), w.numpy()] for m, w in zip(masses, weights, strict=True)]
+    return [solver.solve(program, [*o, *numbers(atoms, len(own), i)]) for i, o in enumerate(own)]
+
+
+def _entropic(
+    solver: Convex,
+    F: Functional,
+    metric: Entropic,
+    mu: Density,
+    tau: float,
+    q: Tensor,
+    components: Tensor,
+    masses: Tensor,
+) -> list[Solution]:
+    """(2·tau·F + OT)/reg, for each batch item: scaled so that the entropy of the plan has weight 1."""
+    atoms = _atoms(F, mu, 2 * tau / metric.reg)
+    key = (Density, mu.grid, metric.reference, q.shape[-1], structure(atoms))
+    program = solver.program(key, lambda: entropic_program(mu, components, atoms, metric.reference))
+    own = [[m.numpy(), w.numpy()] for m, w in zip(masses, q / metric.reg, strict=True)]
+    return [solver.solve(program, [*o, *numbers(atoms, len(own), i)]) for i, o in enumerate(own)]
 
 
 def _ground_cost(metric: Wasserstein, mu: Density) -> tuple[Tensor, Tensor]:
@@ -212,9 +248,9 @@ def _warn_if_frozen(distance2: Tensor, cost: Tensor) -> None:
 
 
 def _on_quantiles(
-    solver: Convex, atoms: list[Atom], metric: Wasserstein, mu: Quantiles, tau: float
+    solver: Convex, F: Functional, metric: Wasserstein, mu: Quantiles, tau: float
 ) -> tuple[Quantiles, list[Solution], Tensor, None]:
-    items, n = mu.batch.numel(), mu.n
+    atoms, items, n = _atoms(F, mu), mu.batch.numel(), mu.n
     x = mu.x.detach().reshape(items, n).double().cpu()
     mobility = metric.mobility(mu).detach().double().cpu().expand(*mu.batch, 1, 1).reshape(items)
     program = solver.program((Quantiles, n, structure(atoms)), lambda: quantile_program(n, atoms))

@@ -16,6 +16,7 @@ from ..functionals.atom import Atom
 from ..measures import Density
 
 Numbers = float | np.ndarray
+USABLE = 1e-3  # the largest residual of a stalled solver whose point is still given, with a warning
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Solution:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A program compiled once and solved again with other numbers in its parameters."""
+    """A program compiled once and solved again with other numbers in its parameters; `plan` may be a Markov kernel."""
 
     problem: Any
     new: Any
@@ -43,13 +44,14 @@ class Program:
             parameter.value = value
         data, chain, inverse = self.problem.get_problem_data(solver, enforce_dpp=True, solver_opts=dict(options))
         raw = chain.solve_via_data(self.problem, data, solver_opts=dict(options))
-        status = self._unpack(raw, chain, inverse)
+        status, residual = self._unpack(raw, chain, inverse), _residual(raw)
+        lost = status == "optimal_inaccurate" and residual > USABLE
         stats = self.problem.solver_stats
         return Solution(
             status=status,
             iterations=0 if stats is None else int(stats.num_iters or 0),
-            residual=_residual(raw),
-            new=self.new.value,
+            residual=residual,
+            new=None if lost else self.new.value,
             plan=None if self.plan is None else self.plan.value,
         )
 
@@ -65,31 +67,46 @@ class Program:
         return str(self.problem.status)
 
 
-def transport_program(mu: Density, components: Tensor, atoms: Sequence[Atom], reference: str | None) -> Program:
-    """min over plans P of Σ_a q_a⟨Z_a, P⟩ + e·ΣP log P + Σ atoms(ν), ν the sum of P over old cells, the other given.
+def transport_program(mu: Density, components: Tensor, atoms: Sequence[Atom]) -> Program:
+    """min over Markov kernels K (new cells × old cells) of Σ_a q_a⟨Z_a, P⟩ + Σ atoms(ν), with plan P = K·diag(m).
 
-    components: Z (k, n, n), new cells × old cells. Parameters, in order: the old masses (n,), q (k,), e when there is a
-    `reference` ("lebesgue", or "product": relative to ν ⊗ 1, which differs from ν ⊗ μ by a constant), then the atoms'.
+    components: Z (k, n, n). Parameters, in order: the old masses m (n,), q_a·m (k·n,), then the atoms'. Kernels keep
+    the program well scaled where cells hold very little mass.
     """
     import cvxpy as cp
 
-    n = components.shape[-1]
+    k, n = components.shape[:2]
+    kernel = cp.Variable((n, n), nonneg=True)
+    masses, weights = cp.Parameter(n, nonneg=True), cp.Parameter(k * n)
+    lengths = [cp.sum(cp.multiply(z.numpy(), kernel), axis=0) for z in components]  # Σ_i Z_ij K_ij
+    density = cp.Variable(n)  # a variable, for products of parameters are not DPP
+    energy, more = _build(atoms, density)
+    constraints = [cp.sum(kernel, axis=0) == 1, kernel @ masses == mu.grid.volume * density]
+    problem = cp.Problem(cp.Minimize(cp.hstack(lengths) @ weights + energy), constraints)
+    return Program(problem, density, kernel, (masses, weights, *more))
+
+
+def entropic_program(mu: Density, components: Tensor, atoms: Sequence[Atom], reference: str) -> Program:
+    """min over plans P (new cells × old cells) of Σ_a q_a⟨Z_a, P⟩ + ΣP log P + Σ atoms(ν), the old marginal given.
+
+    With reference "product", KL(P | ν ⊗ 1), which differs from KL(P | ν ⊗ μ) by a constant. Parameters, in order: the
+    old masses (n,), q (k,), then the atoms'.
+    """
+    import cvxpy as cp
+
+    k, n = components.shape[:2]
     plan = cp.Variable((n, n), nonneg=True)
-    masses, q = cp.Parameter(n, nonneg=True), cp.Parameter(components.shape[0])
+    masses, q = cp.Parameter(n, nonneg=True), cp.Parameter(k)
     new = cp.sum(plan, axis=1)
-    cost = reduce(add, (q[a] * cp.sum(cp.multiply(z.numpy(force=True), plan)) for a, z in enumerate(components)))
-    parameters = [masses, q]
-    if reference is not None:
-        e = cp.Parameter(nonneg=True)
-        parameters.append(e)
-        if reference == "lebesgue":
-            cost = cost - e * cp.sum(cp.entr(plan))
-        else:
-            cost = cost + e * cp.sum(cp.rel_entr(plan, cp.reshape(new, (n, 1), order="C") @ np.ones((1, n))))
+    if reference == "lebesgue":
+        blur = -cp.sum(cp.entr(plan))
+    else:
+        blur = cp.sum(cp.rel_entr(plan, cp.reshape(new, (n, 1), order="C") @ np.ones((1, n))))
+    cost = reduce(add, (q[a] * cp.sum(cp.multiply(z.numpy(), plan)) for a, z in enumerate(components)))
     density = new / mu.grid.volume
     energy, more = _build(atoms, density)
-    problem = cp.Problem(cp.Minimize(cost + energy), [cp.sum(plan, axis=0) == masses])
-    return Program(problem, density, plan, (*parameters, *more))
+    problem = cp.Problem(cp.Minimize(cost + blur + energy), [cp.sum(plan, axis=0) == masses])
+    return Program(problem, density, plan, (masses, q, *more))
 
 
 def quantile_program(n: int, atoms: Sequence[Atom]) -> Program:

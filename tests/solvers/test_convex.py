@@ -421,3 +421,27 @@ def test_an_internal_energy_without_a_convex_form_is_declined():
     for mu in (uniform(5), blocks(Grid(0, 1, 5), 0)):
         with pytest.raises(NotConvex, match="no convex form"):
             Quartic().atom(mu, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate:UserWarning")
+def test_a_stall_far_from_the_optimum_is_an_error(monkeypatch):
+    """A solver that stalls returns its last point: it is given, with a warning, only when it is nearly optimal."""
+    from otprox.solvers import programs
+
+    mu, F = blocks(Grid(-1, 1, 10), 0), KL(Quadratic([0.0]))
+    monkeypatch.setattr(
+        programs.Program, "_unpack", lambda self, raw, chain, inverse: unpack(self, raw, chain, inverse)
+    )
+    unpacked = []
+
+    def unpack(program, raw, chain, inverse):
+        program.problem.unpack_results(raw, chain, inverse)
+        unpacked.append(raw)
+        return "optimal_inaccurate"
+
+    with pytest.warns(ConvergenceWarning, match="optimal_inaccurate"):
+        near = Convex()(F, W2, mu, 1.0)
+    assert not near.stats.converged and near.stats.residual < 1e-7
+    with pytest.raises(ConvergenceError, match="status is optimal_inaccurate"):
+        Convex(max_iter=2)(F, W2, mu, 1.0)
+    assert len(unpacked) == 2
