@@ -237,16 +237,17 @@ class LocalProx:
 
     def _solve(self, target: Tensor) -> Tensor:
         """slope·y + N(y) = target, from y = 0, where no power of b = eʸ is out of range."""
-        y = torch.zeros_like(target)
+        y, eps = torch.zeros_like(target), torch.finfo(target.dtype).eps
         low, high = torch.full_like(y, -torch.inf), torch.full_like(y, torch.inf)
-        rounding = 16 * torch.finfo(y.dtype).eps * (1 + target.abs() / self.slope)
         for _ in range(60):
             value, rate = self._nonlinear(y)
             gap = target - self.slope * y
             low, high = torch.where(value < gap, y, low), torch.where(value > gap, y, high)
-            step = y + _power_step(self.slope, gap, value, rate)
-            settled = (step - y).abs() <= rounding
-            y = torch.where(settled | ((step > low) & (step < high)), step, _between(low, high))
+            step, quadratic = _power_step(self.slope, gap, value, rate)
+            rounding = 16 * eps * (1 + y.abs() + (gap.abs() + value.abs()) / (self.slope + rate))
+            settled = quadratic | (step.abs() <= rounding)
+            inside = (y + step > low) & (y + step < high)
+            y = torch.where(settled | inside, y + step, _between(low, high))
             if settled.all():
                 return y
         raise ValueError(f"the KL prox of {self.name} found no root: s·F + KL must be convex in the density")
@@ -262,13 +263,18 @@ def not_local(F: Functional) -> str | None:
     return f"{' and '.join(missing)} has no KL prox (not a function of x and ρ(x) alone)" if missing else None
 
 
-def _power_step(slope: Tensor, gap: Tensor, value: Tensor, rate: Tensor) -> Tensor:
-    """δ with slope·δ + value·exp(kδ) = gap, k = rate/value; Newton's step where there is no such power."""
-    k = rate / value
-    powers = (rate > 0) & torch.isfinite(k) & (k != 0)
-    k = torch.where(powers, k, 1.0)
-    w = wright_omega((torch.where(powers, rate, slope) / slope).log() + k * gap / slope)
-    return torch.where(powers, gap / slope - w / k, (gap - value) / (slope + rate))
+def _power_step(slope: Tensor, gap: Tensor, value: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """δ with slope·δ + value·exp(kδ) = gap, k = rate/value, and whether it is so small that its error is rounding.
+
+    It is Newton's step where there is no such power, and where it is small: there Newton's step loses fewer digits.
+    """
+    newton, k = (gap - value) / (slope + rate), rate / value
+    power = (rate > 0) & torch.isfinite(k) & (k != 0)
+    k = torch.where(power, k, 1.0)
+    w = wright_omega((torch.where(power, rate, slope) / slope).log() + k * gap / slope)
+    size = newton.abs() * (1 + k.abs())
+    step = torch.where(power & (size > 1e-3), gap / slope - w / k, newton)
+    return step, (slope + rate > 0) & (size <= torch.finfo(gap.dtype).eps ** 0.5)
 
 
 def _between(low: Tensor, high: Tensor) -> Tensor:
