@@ -73,7 +73,7 @@ class Path:
             return ticks
         from tqdm.auto import tqdm
 
-        return tqdm(ticks, initial=self.start, total=len(self.times) - 1, unit="step")  # type: ignore[no-any-return]
+        return tqdm(ticks, initial=self.start, total=len(self.times) - 1, unit="step")
 
 
 def flow(step: Step, mu: Measure, times: Iterable[float], progress: bool = False) -> Path:

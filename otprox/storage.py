@@ -82,7 +82,7 @@ def _rebuild(node: dict[str, Any], archive: Any, device: torch.device | None) ->
     if node["type"] not in known:
         raise ValueError(f"it holds a {node['type']}, which is not defined here; import its module first")
     cls = known[node["type"]]
-    value = object.__new__(cls)
+    value: Any = object.__new__(cls)
     for f in fields(cls):
         part = node["fields"].get(f.name)
         object.__setattr__(value, f.name, _decode(part, archive, device))

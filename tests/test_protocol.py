@@ -59,7 +59,7 @@ def test_classes_are_abstract_or_final_frozen_dataclasses(base):
         assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen, cls
         assert not inspect.isabstract(cls), cls
         assert not [sub for sub in cls.__subclasses__() if sub.__module__.startswith("otprox.")], cls
-        assert cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}("), cls
+        assert cls.__doc__ and cls.__doc__ != f"{cls.__name__}{inspect.signature(cls)}", cls
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -74,7 +74,8 @@ def test_measures(name):
     second = mu.interact(lambda z: z.square().sum(-1)).item()
     assert second == pytest.approx(2 * mu.expect(lambda p: (p - mu.mean).square().sum(-1)).item(), rel=1e-8)
     shifted = mu.push(lambda p: p + 0.25)
-    assert type(shifted) is type(mu) and shifted.mean.item() == pytest.approx(mu.mean.item() + 0.25, abs=1e-10)
+    binning = 1e-4 if isinstance(mu, ox.Density) else 1e-10  # a shift that is no whole number of cells
+    assert type(shifted) is type(mu) and shifted.mean.item() == pytest.approx(mu.mean.item() + 0.25, abs=binning)
     wide = mu.diffuse(torch.tensor([[0.1]]), torch.Generator().manual_seed(0))
     assert type(wide) is type(mu)
     assert set(mu.with_state(**mu.state()).state()) == set(mu.state())

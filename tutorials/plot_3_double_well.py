@@ -5,8 +5,8 @@ The double well
 A particle cloud released on the barrier of :math:`V(x) = (x^2-1)^2` falls into two wells and, more slowly, finds its
 balance between them. The law follows the Fokker–Planck equation
 :math:`\\partial_t\\rho = \\Delta\\rho + \\nabla\\cdot(\\rho\\nabla V)`, the Wasserstein gradient flow of
-:math:`\\mathrm{KL}(\\cdot|e^{-V})`. Here it is followed by Langevin particles, by JKO steps on quantiles and by entropic
-JKO steps on a grid, and compared with exact numbers.
+:math:`\\mathrm{KL}(\\cdot|e^{-V})`. Here it is followed by Langevin particles, by JKO steps on quantiles and by
+entropic JKO steps on a grid, and compared with exact numbers.
 """
 
 # %%
@@ -106,8 +106,8 @@ plt.show()
 # The free energy falls
 # ---------------------
 #
-# Every JKO step lowers :math:`\mathrm{KL}(\mu|e^{-V})` (shown up to the constant :math:`\log Z`, which is known). Late in
-# the run the decay is exponential: twice the spectral gap of the even part of the generator, as the start is symmetric.
+# Every JKO step lowers :math:`\mathrm{KL}(\mu|e^{-V})` (shown above its last value). Late in the run the decay is
+# exponential: twice the spectral gap of the even part of the generator, as the start is symmetric.
 
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for name in ("JKO, 1,000 quantiles", "entropic JKO, 400 cells"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from . import double_well, posterior, proximal_gradient
+from .double_well import run as double_well
+from .posterior import run as posterior
+from .proximal_gradient import run as proximal_gradient
 from .report import say
 
-_PARTS = {"gradient": proximal_gradient.run, "posterior": posterior.run, "well": double_well.run}
+_PARTS = {"gradient": proximal_gradient, "posterior": posterior, "well": double_well}
 
 
 def run(folder: Path, only: str | None = None, progress: bool = True) -> None:

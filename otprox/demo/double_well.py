@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import exact, observe, schemes
-from ..flow import Tick, Trajectory, flow, record
+from .. import exact, observe, plot, schemes
+from ..flow import Observer, Tick, Trajectory, flow, record
 from ..measures import Gaussian, Grid, Measure, Particles, Quantiles
 from ..steps import Step
 from .report import heading, save, say, table
@@ -66,7 +66,7 @@ def _moment(f: Callable[[Tensor], Tensor]) -> Callable[[Tick], Tensor]:
     return lambda tick: tick.after.expect(lambda x: f(x[..., 0]))
 
 
-_OBSERVERS = {
+_OBSERVERS: dict[str, Observer] = {
     "x2": _moment(torch.square),
     "x4": _moment(lambda x: x**4),
     "barrier": _moment(lambda x: (x.abs() < 0.5).to(x.dtype)),
@@ -77,7 +77,7 @@ def _timed(step: Step, mu: Measure, tau: float, progress: bool) -> tuple[Traject
     begin = time.perf_counter()
     times = torch.linspace(0, HORIZON, round(HORIZON / tau) + 1, dtype=torch.float64)
     path = flow(step, mu, times.tolist(), progress)
-    return record(path, **_OBSERVERS, converged=observe.converged), time.perf_counter() - begin
+    return record(path, 1, None, **_OBSERVERS, converged=observe.converged), time.perf_counter() - begin
 
 
 def _figure(runs: dict[str, Trajectory]) -> Any:
@@ -87,13 +87,8 @@ def _figure(runs: dict[str, Trajectory]) -> Any:
     x = torch.linspace(-2.5, 2.5, 400, dtype=torch.float64)
     density = torch.exp(-V(x[:, None]))
     left.plot(x, density / torch.trapezoid(density, x), "k--", label="exact")
-    grid = Grid(-2.5, 2.5, 80)
     for k, (name, trajectory) in enumerate(runs.items()):
-        final = trajectory.final
-        cells = grid.points(x)[:, 0]
-        values = final.to_density(grid).values if not hasattr(final, "grid") else final.values
-        cells = cells if not hasattr(final, "grid") else final.points[:, 0]
-        left.plot(cells, values, f"C{k}", lw=1, label=name)
+        plot.density(trajectory.final, left, color=f"C{k}", lw=1, label=name)
         right.plot(trajectory.times, trajectory.series["x2"], f"C{k}", label=name)
     right.axhline(exact.diffusion.double_well().x2, color="k", ls="--")
     left.set(xlabel="x", title=f"Density at t = {HORIZON:g}")

@@ -31,7 +31,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         shown.add_column(name, justify="left" if k == 0 else "right", no_wrap=k > 0)
     for row in cells:
         shown.add_row(*row)
-    Console().print(shown)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a pipe has no width of its own
+    console.print(shown)
 
 
 def save(figure: Any, folder: Path, name: str) -> None:

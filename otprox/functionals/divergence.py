@@ -21,17 +21,15 @@ class KL(Composite):
     target: a Gaussian (the value is then absolute), or a callable V = −log density up to a constant (then F is KL up
     to that constant).
 
-    >>> KL(Gaussian([0.0], [[1.0]]))(Gaussian([10.0], [[100.0]])).item()  # doctest: +ELLIPSIS
-    97.197414...
+    >>> round(KL(Gaussian([0.0], [[1.0]]))(Gaussian([10.0], [[100.0]])).item(), 3)
+    97.197
     """
 
     target: Gaussian | Callable[[Tensor], Tensor]
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Gaussian) and not callable(self.target):
-            raise TypeError(
-                f"KL needs a Gaussian or a callable V = −log density, not a {type(self.target).__name__}"
-            )
+            raise TypeError(f"KL needs a Gaussian or a callable V = −log density, not a {type(self.target).__name__}")
         object.__setattr__(self, "_terms", ((1.0, Potential(_potential(self.target))), (1.0, Entropy())))
 
     @property

@@ -39,7 +39,9 @@ class GeneralizedLinear:
             raise ValueError(f"features must have shape (rows, d), not {tuple(features.shape)}")
         prior = Quadratic(features.new_zeros(features.shape[-1])) if prior is None else prior
         if prior.mean.shape[-1] != features.shape[-1]:
-            raise ValueError(f"prior lives in dimension {prior.mean.shape[-1]} but features has {features.shape[-1]} columns")
+            raise ValueError(
+                f"prior lives in dimension {prior.mean.shape[-1]} but features has {features.shape[-1]} columns"
+            )
         for name, value in (("features", features), ("loss", loss), ("prior", prior), ("order", order)):
             object.__setattr__(self, name, value)
 
@@ -54,7 +56,11 @@ class GeneralizedLinear:
         eta = (mean @ X.mT)[..., None, :] + z * spread[..., None, :]  # (*batch, order, rows)
         value, slope, curvature = (torch.einsum("q,...qr->...r", w, part) for part in self._derivatives(eta))
         prior_value, prior_slope, prior_curvature = self.prior.moments(mean, cov)
-        return value.sum(-1) + prior_value, slope @ X + prior_slope, (X.mT * curvature[..., None, :]) @ X + prior_curvature
+        return (
+            value.sum(-1) + prior_value,
+            slope @ X + prior_slope,
+            (X.mT * curvature[..., None, :]) @ X + prior_curvature,
+        )
 
     def _derivatives(self, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """ℓ, ℓ', ℓ'' by automatic differentiation, elementwise."""

@@ -107,7 +107,7 @@ class Quadratic:
     """
 
     mean: Float[Tensor, "*batch d"]
-    precision: Float[Tensor, "*batch d d"]
+    precision: Float[Tensor, "... d d"]
     constant: Tensor | float
 
     def __init__(self, mean: Any, cov: Any = None, precision: Any = None, *, constant: Tensor | float = 0.0) -> None:
@@ -142,7 +142,9 @@ class Quadratic:
 
     def moments(self, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if mean.shape[-1] != self.mean.shape[-1]:
-            raise ValueError(f"this Quadratic lives in dimension {self.mean.shape[-1]}, the Gaussian in {mean.shape[-1]}")
+            raise ValueError(
+                f"this Quadratic lives in dimension {self.mean.shape[-1]}, the Gaussian in {mean.shape[-1]}"
+            )
         shift = (self.precision @ (mean - self.mean)[..., None])[..., 0]
         value = 0.5 * ((mean - self.mean) * shift).sum(-1) + 0.5 * (self.precision * cov).sum((-2, -1)) + self.constant
         return value, shift, self.precision.expand_as(cov)

@@ -32,8 +32,8 @@ class Gaussian(Measure):
     200.0
     """
 
-    mean: Float[Tensor, "*batch d"]  # type: ignore[assignment]
-    cov: Float[Tensor, "*batch d d"]  # type: ignore[assignment]
+    mean: Float[Tensor, "*batch d"]
+    cov: Float[Tensor, "*batch d d"]
     quadrature: Quadrature | None = field(default=None, kw_only=True)
 
     def __init__(self, mean: Any, cov: Any, *, quadrature: Quadrature | None = None) -> None:

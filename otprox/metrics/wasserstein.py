@@ -102,7 +102,7 @@ class Moving(Metric):
         if self.rate is not None:
             return _matrix(self.rate(t1))
         try:
-            _, rate = torch.func.jvp(lambda t: torch.as_tensor(self.C(t)), *_unit_time(t1))
+            rate = torch.func.jvp(lambda t: torch.as_tensor(self.C(t)), *_unit_time(t1))[1]
         except TypeError as error:
             raise TypeError(
                 "C(t) must accept a tensor t to be differentiated: write it in torch, or pass rate="

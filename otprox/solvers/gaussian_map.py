@@ -67,17 +67,18 @@ def _fit(mu: Measure) -> Gaussian:
         raise ValueError(
             f"{n} particles in dimension {d} have a singular covariance: it takes at least {d + 1}; {advice}"
         )
-    L, info = torch.linalg.cholesky_ex(mu.cov.detach())
+    mean, cov = mu.mean, mu.cov
+    L, info = torch.linalg.cholesky_ex(cov.detach())
     pivots = L.diagonal(dim1=-2, dim2=-1)
     if info.any() or (pivots.square().amin(-1) <= d * torch.finfo(L.dtype).eps * pivots.square().amax(-1)).any():
         raise ValueError(f"the particles lie in a subspace, so their covariance is singular; {advice}")
-    return Gaussian.fit(mu)
+    return Gaussian(mean, cov)
 
 
 def _stand_in(mu: Particles) -> Gaussian:
     """A Gaussian of the right place and size, for asking what the inner solver supports."""
     with torch.no_grad():
-        size = mu.cov.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        size = mu.expect(lambda x: (x - mu.mean[..., None, :]).square().mean(-1))[..., None, None]
         eye = torch.eye(mu.dim, dtype=mu.x.dtype, device=mu.x.device)
         return Gaussian(mu.mean, torch.where(size > 0, size, torch.ones_like(size)) * eye)
 
