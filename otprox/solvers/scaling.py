@@ -20,7 +20,7 @@ from .separable import SeparableKernel
 GROWTH = 0.1  # a cell that grows by more than this factor an iteration could still fill, however empty it is
 RISE = 3.0  # a mixed point may raise the residual by this factor above the least so far
 NARROW, ROUGH = 0.02, 1e-3  # start from larger regs, up to this part of the largest cost, and to this marginal error
-SPREAD = 40.0  # cells start from e^−40 of the largest one or more where the iteration only multiplies
+SPREAD = 200.0  # where the iteration only multiplies, cells start from at least e^−200 of the largest
 
 
 @dataclass(frozen=True)
