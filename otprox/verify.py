@@ -145,7 +145,7 @@ def _fixed_points() -> list[Case]:
     ) -> Callable[[float], float]:
         def error(tau: float) -> float:
             mu, target = _gaussians()
-            end = _run(step(Quadratic.of(target), target), mu, tau, 2000 * tau)
+            end = _run(step(Quadratic.of(target), target), mu, tau, 500 * tau)
             assert isinstance(end, Gaussian)
             return (end.cov - law(target, tau).cov).abs().max().item()
 

@@ -1,11 +1,18 @@
 """The command line, as a user calls it."""
 
+import importlib
 import json
+import sys
 
 import pytest
 
 from otprox import cli, verify
+from otprox.demo import report
 from otprox.verify import Case
+
+double_well, posterior, proximal_gradient = (
+    importlib.import_module(f"otprox.demo.{name}") for name in ("double_well", "posterior", "proximal_gradient")
+)
 
 
 def test_doctor(capsys):
@@ -52,8 +59,31 @@ def test_demo_needs_its_extra(capsys, monkeypatch):
     assert "pip install 'otprox[demo]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("part", ["well"])
-def test_demo_part(tmp_path, capsys, part):
+@pytest.fixture
+def small(monkeypatch):
+    """The demo with fewer dimensions, steps and draws: the same code in seconds."""
+    monkeypatch.setattr(proximal_gradient, "STEPS", {1: 20, 3: 5})
+    monkeypatch.setattr(posterior, "STEPS", 80)
+    monkeypatch.setattr(posterior, "DRAWS", 20_000)
+    monkeypatch.setattr(double_well, "HORIZON", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("part", "said", "figure"),
+    [
+        ("gradient", "closed form", "proximal_gradient.png"),
+        ("posterior", "decreasing at 79 of 79 recorded steps", "posterior.png"),
+        ("well", "exact", "double_well.png"),
+    ],
+)
+@pytest.mark.usefixtures("small")
+def test_demo_part(tmp_path, capsys, part, said, figure):
     assert cli.main(["demo", "--only", part, "--out", str(tmp_path), "--quiet"]) == 0
-    out = capsys.readouterr().out
-    assert "exact" in out and (tmp_path / "double_well.png").stat().st_size > 10_000
+    assert said in capsys.readouterr().out
+    assert (tmp_path / figure).stat().st_size > 10_000
+
+
+def test_tables_without_rich(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    report.table("title", ["name", "value"], [["pi", 3.14159], ["e", "2.718"]])
+    assert capsys.readouterr().out.splitlines() == ["title", "name  value", "----  -----", "pi    3.142", "e     2.718"]

@@ -27,7 +27,7 @@ def run(folder: Path, progress: bool = True) -> None:
     """Print W2² per iteration beside the closed form and the bound, and draw it."""
     heading("1. Wasserstein proximal gradient: N(10, 100) → N(0, 1)")
     runs = {}
-    for dim in (1, 1000):
+    for dim in STEPS:
         mu, target = product(10.0, 100.0, dim), product(0.0, 1.0, dim)
         floor = _sampling_floor(target)
         for tau in (0.1, 0.5):
