@@ -10,10 +10,11 @@ import torch
 
 from . import exact, schemes
 from .flow import flow, record
-from .functionals import KL, Entropy, PorousMedium, Potential, Quadratic
-from .measures import Gaussian, Grid, Measure, Quantiles
+from .functionals import KL, Entropy, Interaction, PorousMedium, Potential, Quadratic
+from .measures import Gaussian, Grid, Measure, Particles, Quantiles
 from .measures.distance import w2_squared
 from .metrics import Entropic, Wasserstein
+from .solvers import GaussianMap
 from .steps import Backward, Drift, Flow, Forward, Halves, Heat, Step, Strang
 
 
@@ -78,7 +79,7 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, object]]:
 
 def catalogue() -> list[Case]:
     """Every case that is run."""
-    return [*_splittings(), *_fixed_points(), *_one_step(), *_quantiles(), *_grids()]
+    return [*_splittings(), *_fixed_points(), *_one_step(), *_quantiles(), *_grids(), *_particles()]
 
 
 # the data of the Gaussian cases: covariances that do not commute
@@ -223,9 +224,26 @@ def _quantiles() -> list[Case]:
         want = exact.diffusion.jko_uniform_porous_medium(0.1)
         return abs(new.cov.item() - want.variance)
 
+    def barenblatt(n: float) -> float:
+        source = exact.diffusion.barenblatt(2.0, 1)
+        radius = source.radius(1.0)
+        levels = (torch.arange(int(n), dtype=torch.float64) + 0.5) / int(n)
+        start = 2 * radius * torch.sin(torch.asin(2 * levels - 1) / 3)  # its quantiles, for m = 2
+        new = Backward(PorousMedium(2.0))(Quantiles(start), 0.0, 0.1).mu
+        return abs(new.cov.item() - source.second_moment(source.jko(radius, 0.1)).item())
+
+    def attraction(tau: float) -> float:
+        x = torch.linspace(-1, 2, 51, dtype=torch.float64)
+        new = Backward(Interaction(lambda z: z.square().sum(-1) / 2))(Quantiles(x), 0.0, tau).mu
+        return (new.points - exact.diffusion.attraction_jko(x[:, None], tau)).abs().max().item()
+
     return [
+        Case(
+            "quantiles: aggregation, W = |x|²/2", "X' = m + (X − m)/(1 + τ)", (1.0, 0.3, 0.1), attraction, within=1e-9
+        ),
         Case("quantiles: KL prox of a Gaussian, variance", "closed form", (500, 1000, 2000), variance, order=1.0),
         Case("quantiles: porous-medium prox of U[0, 1], variance", "closed form", (500, 1000, 2000), porous, order=1.5),
+        Case("quantiles: Barenblatt to Barenblatt, variance", "closed form", (500, 1000, 2000), barenblatt, order=1.5),
     ]
 
 
@@ -248,6 +266,30 @@ def _grids() -> list[Case]:
         Case("grid: heat", "Gaussian convolution, L1", (0.2, 0.1, 0.05), heat, order=2.0),
         Case("grid: entropic JKO by scaling", "closed form, variance", (1.0, 0.3, 0.1), entropic, within=1e-3),
         Case("metric: JKO in Wasserstein(Q)", "change of variables", (0.3, 0.1), _in_metric, within=1e-9),
+    ]
+
+
+def _particles() -> list[Case]:
+    def double_well(tau: float) -> float:
+        x = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
+        new = Backward(Potential(lambda y: (y.square() - 1).square().sum(-1)))(Particles(x), 0.0, tau).mu
+        return (new.points - exact.gaussian.prox_double_well(x, tau)).abs().max().item()
+
+    def forward_backward(tau: float) -> float:
+        mu, target = _gaussians()
+        cloud = mu.to_particles(200, torch.Generator().manual_seed(0))
+        scheme = schemes.proximal_gradient(Quadratic.of(target), solver=GaussianMap())
+        start = Gaussian.fit(cloud)
+        new, want = _run(scheme, cloud, tau, 10 * tau), start
+        for _ in range(10):
+            want = exact.gaussian.forward_backward(want, target, tau)
+        return max((new.mean - want.mean).abs().max().item(), (new.cov - want.cov).abs().max().item())
+
+    return [
+        Case(
+            "particles: prox of a double well by descent", "pointwise prox", (0.2, 0.1, 0.05), double_well, within=1e-6
+        ),
+        Case("particles: forward-backward by Gaussian maps", "closed form", (0.3, 0.1), forward_backward, within=1e-9),
     ]
 
 
