@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,12 +64,23 @@ class Wasserstein(Metric):
         return (t1 - t0) * self.mobility(mu)
 
 
+@runtime_checkable
+class Scales(Protocol):
+    """A family t ↦ C_t that knows its rate Ċ_t, and its increments C_t − C_s without cancellation."""
+
+    @property
+    def rate(self) -> Callable[[float], Any]: ...
+
+    def increment(self, s: float, t: float) -> Any: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Moving(Metric):
     """W2 in a metric that moves: cost ⟨x − y, Ċ⁻¹(x − y)⟩ with C: t ↦ C_t increasing.
 
     rule="end" takes Ċ at the end of the step, rule="average" takes (C(t1) − C(t0))/tau; both are first order. `rate` is
-    Ċ; by automatic differentiation of C when not given. C(t) is (d, d), or a number in one dimension.
+    Ċ; when not given it is that of C if C has one (`Scales`), else by automatic differentiation. C(t) is (d, d), or a
+    number in one dimension.
     """
 
     C: Callable[[Any], Any]
@@ -96,20 +107,18 @@ class Moving(Metric):
         raise TypeError("a Moving metric acts over an interval: use .over(t0, t1)")
 
     def _increment(self, t0: float, t1: float) -> Tensor:
+        if isinstance(self.C, Scales):
+            return _matrix(self.C.increment(t0, t1))
         return _matrix(self.C(t1)) - _matrix(self.C(t0))
 
     def _rate(self, t0: float, t1: float) -> Tensor:
-        if self.rate is not None:
-            return _matrix(self.rate(t1))
-        try:
-            rate = torch.func.jvp(lambda t: torch.as_tensor(self.C(t)), *_unit_time(t1))[1]
-        except TypeError as error:
-            raise TypeError(
-                "C(t) must accept a tensor t to be differentiated: write it in torch, or pass rate="
-            ) from error
-        if not rate.any() and self._increment(t0, t1).any():
+        rate = self.rate or (self.C.rate if isinstance(self.C, Scales) else None)
+        if rate is not None:
+            return _matrix(rate(t1))
+        derivative = _matrix(time_derivative(self.C, t1))
+        if not derivative.any() and self._increment(t0, t1).any():
             raise TypeError("C(t) changes but its automatic derivative is 0: write it in torch, or pass rate=")
-        return _matrix(rate)
+        return derivative
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,11 +152,19 @@ class Entropic(Metric):
         raise TypeError("Entropic is a relaxed distance for Backward; its base metric has the Onsager operator")
 
 
+def time_derivative(C: Callable[[Any], Any], t: float | Tensor) -> Any:
+    """Ċ at t by automatic differentiation."""
+    try:
+        return torch.func.jvp(lambda s: torch.as_tensor(C(s)), *_unit_time(t))[1]
+    except TypeError as error:
+        raise TypeError("C(t) must accept a tensor t to be differentiated: write it in torch, or pass rate=") from error
+
+
 def _matrix(value: Any) -> Tensor:
     tensor = as_float(value, "C(t)")
     return tensor * torch.eye(1, dtype=tensor.dtype, device=tensor.device) if tensor.ndim == 0 else tensor
 
 
-def _unit_time(t: float) -> tuple[tuple[Tensor], tuple[Tensor]]:
-    time = torch.tensor(t, dtype=torch.float64)
+def _unit_time(t: float | Tensor) -> tuple[tuple[Tensor], tuple[Tensor]]:
+    time = torch.as_tensor(t, dtype=torch.float64)
     return (time,), (torch.ones_like(time),)
