@@ -27,9 +27,17 @@ class Modes:
     def matrix(self) -> Any:
         return self.build(self.values)
 
+    @property
+    def inverse(self) -> Any:
+        return self.build(1 / self.values)
+
     def with_values(self, values: Tensor) -> Modes:
         """The matrix with the same eigenvectors and other eigenvalues."""
         return replace(self, values=values)
+
+    def shifted(self, c: float) -> Modes:
+        """The matrix plus c times the identity."""
+        return self.with_values(self.values + c)
 
     @classmethod
     def of(cls, matrix: Matrix) -> Modes:
@@ -76,3 +84,29 @@ def root(matrix: Matrix) -> Matrix:
     """The symmetric square root of a positive semi-definite matrix; rounding below zero counts as zero."""
     modes = Modes.of(matrix)
     return modes.build(modes.values.clamp_min(0).sqrt())
+
+
+def sandwich(half: Matrix, A: Matrix) -> Matrix:
+    """half·A·half, symmetric."""
+    product = half @ A @ half
+    return (product + product.mT) / 2
+
+
+def resolve(A: Matrix, C: Matrix) -> Matrix:
+    """A(I + CA)⁻¹, symmetric."""
+    result = torch.linalg.solve(eye(A) + A @ C, A)
+    return (result + result.mT) / 2
+
+
+def damp(A: Matrix, C: Matrix, b: Tensor) -> Tensor:
+    """(I + AC)⁻¹b."""
+    return torch.linalg.solve(eye(A) + A @ C, b)
+
+
+def eye(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+
+def to_dense(matrix: Matrix) -> Tensor:
+    """The matrix as a tensor (N, N)."""
+    return matrix

@@ -1,0 +1,142 @@
+"""The renormalised potential V_t of a field theory, its gradient, its semigroup and its equation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functionals.base import differentiate
+from .covariances import Covariances, check_order
+from .estimates import Estimate, Fields, Method
+from .fluctuations import Fluctuations, Importance
+from .modes import Matrix, Modes, apply, root, to_dense
+from .routes import BesselSeries, ClosedForm, HermiteSites
+
+EXACT: tuple[Method, ...] = (ClosedForm(), BesselSeries(), HermiteSites())
+
+
+@dataclass(frozen=True, eq=False)
+class AtScale:
+    """V_C(φ) = −log E e^{−V₀(φ+ζ)}, ζ ~ N(0, C), as a callable (*batch, n, N) -> (*batch, n).
+
+    C = 0 gives V₀. `method` is the first that supports V₀ of closed form, series and quadrature unless given; larger
+    lattices need method=Fluctuations(generator). Without sampling it is differentiable by autograd.
+
+    >>> from otprox.polchinski import Phi4
+    >>> V = AtScale(Phi4(1.0, -1.0), torch.tensor([[0.25]], dtype=torch.float64))
+    >>> round(V(torch.zeros(1, 1, dtype=torch.float64)).item(), 10)
+    -0.0817693694
+    """
+
+    V0: Any
+    C: Matrix
+    method: Method | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", choose(self.V0, Modes.of(self.C).values.shape[-1], self.method))
+
+    def __call__(self, phi: Tensor) -> Tensor:
+        return self.estimate(phi).value
+
+    def gradient(self, phi: Tensor) -> Tensor:
+        """∇V_C at fields, (*batch, n, N)."""
+        return self.estimate_gradient(phi).value
+
+    def estimate(self, phi: Tensor) -> Estimate:
+        """V_C with its error bar."""
+        return self.method.value(self.V0, self.C, phi)  # type: ignore[union-attr]
+
+    def estimate_gradient(self, phi: Tensor) -> Estimate:
+        """∇V_C with its error bar."""
+        return self.method.gradient(self.V0, self.C, phi)  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True, eq=False)
+class RenormalisedPotential:
+    """t ↦ V_t(φ) = −log E e^{−V₀(φ+ζ)}, ζ ~ N(0, C_t), the solution of ∂tV = ½Tr(Ċ∇²V) − ½⟨∇V, Ċ∇V⟩ from V₀.
+
+    V0: a model or any callable; C: a covariance family; method: as in `AtScale`. Source: Bauerschmidt, Bodineau,
+    Dagallier, "Stochastic dynamics and the Polchinski equation" (2024).
+    """
+
+    V0: Any
+    C: Covariances
+    method: Method | None = None
+
+    def at(self, t: float) -> AtScale:
+        """V_t as a callable with a gradient."""
+        return AtScale(self.V0, self.C(t), self.method)
+
+    def __call__(self, t: float, phi: Tensor) -> Tensor:
+        return self.at(t)(phi)
+
+    def gradient(self, t: float, phi: Tensor) -> Tensor:
+        """∇V_t(φ), (*batch, n, N)."""
+        return self.at(t).gradient(phi)
+
+    def semigroup(self, s: float, t: float, f: Fields, phi: Tensor) -> Estimate:
+        """P_{s,t}f(φ) = e^{V_t(φ)} E e^{−V_s(φ+ζ)}f(φ+ζ), ζ ~ N(0, C_t − C_s), for s < t.
+
+        On N ≤ 3 sites by quadrature of V_s. By sampling, the fluctuation ζ of C_t is drawn with weight e^{−V₀(φ+ζ)},
+        and its part up to C_t − C_s given ζ is Gaussian: no V_s is needed.
+        """
+        check_order(s, t)
+        method, whole, part = self.at(t).method, self.C(t), self.C.increment(s, t)
+        if isinstance(method, Fluctuations | Importance):
+            return method.expect(self.V0, whole, phi, self._conditioned(f, phi, whole, part, method.generator))
+        sites = HermiteSites()
+        choose(self.V0, phi.shape[-1], sites)
+        return sites.expect(self.at(s), part, phi, f)
+
+    def residual(self, t: float, phi: Tensor) -> Tensor:
+        """∂tV − ½Tr(Ċ∇²V) + ½⟨∇V, Ċ∇V⟩ at t > 0, (*batch, n): 0 but for rounding and the five-point ∂t.
+
+        For methods without sampling.
+        """
+        V = self.at(t)
+        if isinstance(V.method, Fluctuations | Importance):
+            raise TypeError("the residual needs second derivatives of V_t, which sampling does not give")
+        h = min(2e-3, t / 4)
+        slope = 8 * (self(t + h, phi) - self(t - h, phi)) - (self(t + 2 * h, phi) - self(t - 2 * h, phi))
+        rate, gradient = self.C.rate(t), V.gradient(phi)
+        return slope / (12 * h) - 0.5 * _laplacian(V, rate, phi) + 0.5 * (gradient * apply(rate, gradient)).sum(-1)
+
+    @staticmethod
+    def _conditioned(f: Fields, phi: Tensor, whole: Matrix, part: Matrix, generator: torch.Generator) -> Fields:
+        """ψ = φ + ζ ↦ f(φ + ζ'), ζ' drawn from its law given ζ: mean Kζ, covariance (I − K)part, K = part·whole⁻¹."""
+        inverse = Modes.of(whole).positive("C_t").inverse
+        noise = root(part - part @ inverse @ part)
+
+        def drawn(psi: Tensor) -> Tensor:
+            xi = torch.randn(psi.shape, generator=generator, dtype=psi.dtype, device=psi.device)
+            return f(phi + apply(part, apply(inverse, psi - phi)) + apply(noise, xi))
+
+        return drawn
+
+
+def choose(V0: Any, sites: int, method: Method | None) -> Method:
+    """The method itself, or the first exact one that supports V₀ on so many sites; TypeError with every reason."""
+    reasons = []
+    for candidate in EXACT if method is None else (method,):
+        reason = candidate.supports(V0, sites)
+        if reason is None:
+            return candidate
+        reasons.append(f"{type(candidate).__name__}: {reason}")
+    advice = "" if method is not None else "; give method=Fluctuations(generator)"
+    raise TypeError("no way to the renormalised potential: " + "; ".join(reasons) + advice)
+
+
+def _laplacian(V: AtScale, rate: Matrix, phi: Tensor) -> Tensor:
+    """Tr(Ċ∇²V), column by column of Ċ unless V is quadratic."""
+    if isinstance(V.method, ClosedForm):
+        product = to_dense(rate) * to_dense(V.method.renormalise(V.V0, V.C).A)
+        return product.sum().expand(phi.shape[:-1])
+    columns = to_dense(rate)
+    slopes = [
+        differentiate(lambda x, c=c: differentiate(V, x, "V") @ c, phi.detach(), "V")[..., i]
+        for i, c in enumerate(columns)
+    ]
+    return torch.stack(slopes).sum(0)
