@@ -191,6 +191,9 @@ class Varying(Functional):
         raise TypeError("a Varying functional has a gradient only at a time: use .at(t)")
 
 
+CELLS = 2**13  # cells that `LocalProx` takes at a time, so that its temporaries stay in cache
+
+
 @dataclass(frozen=True, eq=False)
 class LocalProx:
     """log a ↦ log b with log b + s·Σ c φ(log b, x) = log a at every cell: the prox of s·F in KL, prepared for many a.
@@ -231,29 +234,36 @@ class LocalProx:
             )
         return cls(slope, constant, tuple(powers), points, name)
 
-    def __call__(self, log_a: Tensor) -> Tensor:
+    def __call__(self, log_a: Tensor, near: Tensor | None = None) -> Tensor:
+        """log b; `near` is a guess of it. Without one the search starts from b = 1, where every power is in range."""
         target = log_a - self.constant
-        return self._solve(target) if self.powers else target / self.slope
+        if not self.powers:
+            return target / self.slope
+        near = torch.zeros_like(target) if near is None else near
+        parts = (t.split(CELLS, dim) for t, dim in ((near, -1), (target, -1), (self.slope, -1), (self.points, -2)))
+        return torch.cat([self._solve(*part) for part in zip(*parts, strict=True)], -1)
 
-    def _solve(self, target: Tensor) -> Tensor:
-        """slope·y + N(y) = target, from y = 0, where no power of b = eʸ is out of range."""
-        y, eps = torch.zeros_like(target), torch.finfo(target.dtype).eps
+    def _solve(self, y: Tensor, target: Tensor, slope: Tensor, points: Tensor) -> Tensor:
+        """slope·y + N(y) = target, from y."""
+        eps = torch.finfo(target.dtype).eps
         low, high = torch.full_like(y, -torch.inf), torch.full_like(y, torch.inf)
         for _ in range(60):
-            value, rate = self._nonlinear(y)
-            gap = target - self.slope * y
+            value, rate = self._nonlinear(y, points)
+            gap = target - slope * y
+            step, quadratic = _power_step(slope, gap, value, rate)
+            if quadratic.all():
+                return y + step
             low, high = torch.where(value < gap, y, low), torch.where(value > gap, y, high)
-            step, quadratic = _power_step(self.slope, gap, value, rate)
-            rounding = 16 * eps * (1 + y.abs() + (gap.abs() + value.abs()) / (self.slope + rate))
-            settled = quadratic | (step.abs() <= rounding)
-            inside = (y + step > low) & (y + step < high)
-            y = torch.where(settled | inside, y + step, _between(low, high))
+            rounding = 16 * eps * (1 + y.abs() + (gap.abs() + value.abs()) / (slope + rate))
+            settled, ahead = quadratic | (step.abs() <= rounding), y + step
             if settled.all():
-                return y
+                return ahead
+            kept = settled | ((ahead > low) & (ahead < high))
+            y = ahead if bool(kept.all()) else torch.where(kept, ahead, _between(low, high))
         raise ValueError(f"the KL prox of {self.name} found no root: s·F + KL must be convex in the density")
 
-    def _nonlinear(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [(c, f.local(y, self.points)) for c, f in self.powers]
+    def _nonlinear(self, y: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [(c, f.local(y, points)) for c, f in self.powers]
         return reduce(add, (c * v for c, (v, _) in parts)), reduce(add, (c * r for c, (_, r) in parts))
 
 
@@ -268,33 +278,35 @@ def _power_step(slope: Tensor, gap: Tensor, value: Tensor, rate: Tensor) -> tupl
 
     It is Newton's step where there is no such power, and where it is small: there Newton's step loses fewer digits.
     """
-    newton, k = (gap - value) / (slope + rate), rate / value
-    power = (rate > 0) & torch.isfinite(k) & (k != 0)
-    k = torch.where(power, k, 1.0)
-    w = wright_omega((torch.where(power, rate, slope) / slope).log() + k * gap / slope)
+    total, k = slope + rate, rate / value
+    newton = (gap - value) / total
     size = newton.abs() * (1 + k.abs())
-    step = torch.where(power & (size > 1e-3), gap / slope - w / k, newton)
-    return step, (slope + rate > 0) & (size <= torch.finfo(gap.dtype).eps ** 0.5)
+    small = (size <= torch.finfo(gap.dtype).eps ** 0.5) & (total > 0)
+    far = (size > 1e-3) & (rate > 0)
+    if not bool(far.any()):
+        return newton, small
+    far = far & torch.isfinite(k)
+    k = torch.where(far, k, 1.0)
+    w = wright_omega((torch.where(far, rate, slope) / slope).log() + k * gap / slope)
+    return torch.where(far, gap / slope - w / k, newton), small
 
 
 def _between(low: Tensor, high: Tensor) -> Tensor:
     """The middle of a bracket; a step away from its only end while the other is not known."""
-    middle = (low + high) / 2
-    return torch.where(
-        torch.isinf(high), low + 1 + low.abs(), torch.where(torch.isinf(low), high - 1 - high.abs(), middle)
-    )
+    low = torch.where(torch.isinf(low), high - 2 - 2 * high.abs(), low)
+    return (low + torch.where(torch.isinf(high), low + 2 + 2 * low.abs(), high)) / 2
 
 
 def wright_omega(z: Tensor) -> Tensor:
-    """w > 0 with w + log w = z, by two steps of order four (Fritsch, Shafer, Crowley 1973)."""
+    """w > 0 with w + log w = z (Corless and Jeffrey 2002): Halley's iteration for t = log w, and one step on w."""
     z = z.clamp_min(math.log(torch.finfo(z.dtype).tiny))
-    near = 1 + (z - 1) / 2 + (z - 1) ** 2 / 16
-    w = torch.where(z < -1, z.clamp_max(0).exp(), torch.where(z < 4, near, z - z.clamp_min(1).log()))
-    for _ in range(2):
-        r = z - w - w.log()
-        t = 2 * (1 + w) * (1 + w + 2 * r / 3)
-        w = w * (1 + r / (1 + w) * (t - r) / (t - 2 * r))
-    return w
+    t = torch.where(z < 1, z - z.clamp_max(1).exp() / (1 + z.clamp_max(1).exp()), z.clamp_min(1).log())
+    for _ in range(3):
+        w = t.exp()
+        newton = (w + t - z) / (1 + w)
+        t = t - newton / (1 - newton * w / (2 + 2 * w))
+    w = t.exp()
+    return w * (1 + (z - t - w) / (1 + w))
 
 
 def _addends(f: Functional) -> tuple[Functional, ...]:

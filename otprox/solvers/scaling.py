@@ -19,7 +19,7 @@ from .separable import SeparableKernel
 
 GROWTH = 0.1  # a cell that grows by more than this factor an iteration could still fill, however empty it is
 RISE = 3.0  # a mixed point may raise the residual by this factor above the least so far
-NARROW, ROUGH = 0.02, 1e-3  # start from larger regs, up to this part of the largest cost, and to this marginal error
+NARROW, ROUGH = 0.02, 0.03  # start from larger regs, up to this part of the largest cost, and to this marginal error
 SPREAD = 200.0  # where the iteration only multiplies, cells start from at least e^−200 of the largest
 
 
@@ -117,8 +117,9 @@ class Scaling:
         mixer, safe, best = Anderson(self.memory), x, x.new_full(x.shape[:-1], torch.inf)
         iterations = torch.zeros_like(best, dtype=torch.int64)
         done = mixed = torch.zeros_like(best, dtype=torch.bool)
+        plan = None
         for _ in range(self.max_iter):
-            plan = problem.plan(x)
+            plan = problem.plan(x, plan)
             iterations += ~done
             done = plan.converged(tol)
             if bool(done.all()):
@@ -129,7 +130,7 @@ class Scaling:
             ahead = mixer.extrapolate(x, plan.image, plan.weights, forget=worse)
             ahead = torch.where(worse[..., None], safe, ahead)
             x, mixed = torch.where(done[..., None], x, ahead), ~worse
-        plan = problem.plan(torch.where(done[..., None], x, safe))
+        plan = problem.plan(torch.where(done[..., None], x, safe), None)
         return plan, plan.converged(tol), iterations
 
 
@@ -144,6 +145,7 @@ class Plan:
     log_v: Tensor
     log_d: Tensor | None
     log_nu: Tensor
+    log_b: Tensor
     image: Tensor
     residual: Tensor
     growth: Tensor
@@ -166,7 +168,7 @@ class Problem:
     kernel: SeparableKernel
     grid: Grid
     log_mu: Tensor
-    prox: Callable[[Tensor], Tensor]
+    prox: Callable[[Tensor, Tensor | None], Tensor]
     metric: Entropic
     extent: float
 
@@ -188,14 +190,14 @@ class Problem:
             parts = [part.maximum(part.amax(-1, keepdim=True) - SPREAD) for part in parts]
         return torch.cat(parts, -1)
 
-    def plan(self, x: Tensor) -> Plan:
-        """One pass of the loop."""
+    def plan(self, x: Tensor, before: Plan | None) -> Plan:
+        """One pass of the loop; the KL prox starts from that of the pass before."""
         n = self.log_mu.shape[-1]
         log_v, log_d = x[..., :n], x[..., n:] if x.shape[-1] > n else None
         log_u = self.log_mu - self.apply(log_v)
         log_a = self.apply(log_u)
         log_nu = log_v + log_a
-        log_b = self.prox(log_a + self.log_r(log_nu, log_d))
+        log_b = self.prox(log_a + self.log_r(log_nu, log_d), None if before is None else before.log_b)
         nu, b, image = log_nu.exp(), log_b.exp(), log_b - log_a
         residual = self.integral((nu - b).abs())
         if log_d is not None:
@@ -205,7 +207,7 @@ class Problem:
         multiplies = self.metric.reference != "lebesgue"
         growth = (log_b - log_nu).amax(-1) if multiplies else torch.zeros_like(residual)
         rounding = 4 * torch.finfo(x.dtype).eps * (1 + self.integral(nu * (log_v.abs() + log_a.abs())))
-        return Plan(log_u, log_v, log_d, log_nu, image, residual, growth, rounding)
+        return Plan(log_u, log_v, log_d, log_nu, log_b, image, residual, growth, rounding)
 
     def log_r(self, log_nu: Tensor, log_d: Tensor | None) -> Tensor | float:
         """What the reference measure multiplies Kᵀu by."""
@@ -258,6 +260,6 @@ class Problem:
         return self.integral(torch.where(mu > 0, mu * f, 0.0))
 
 
-def kl_prox(F: Functional, mu: Density, s: float) -> Callable[[Tensor], Tensor]:
-    """F's KL prox: prepared once when F is local, its own otherwise."""
-    return LocalProx.of(F, mu, s) if not_local(F) is None else lambda log_a: F.kl_prox(mu, log_a, s)
+def kl_prox(F: Functional, mu: Density, s: float) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """F's KL prox of (log a, a guess of log b): prepared once when F is local, its own otherwise."""
+    return LocalProx.of(F, mu, s) if not_local(F) is None else lambda log_a, _: F.kl_prox(mu, log_a, s)
