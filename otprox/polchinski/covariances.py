@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..measures.spectral import Spectral
 from ..metrics.wasserstein import time_derivative
 from .modes import Matrix, Modes, as_matrix
 
@@ -62,7 +63,7 @@ class FunctionOfM(ABC):
         return self._modes.build(self._reached(self._time(t)))
 
     def rate(self, t: Time) -> Matrix:
-        return self._positive(self._slope(self._time(t)), f"Ċ at t = {float(t):g}")
+        return self._positive(self._slope(self._time(t)), f"Ċ at t = {number(t):g}")
 
     @property
     def limit(self) -> Matrix:
@@ -70,7 +71,7 @@ class FunctionOfM(ABC):
 
     def increment(self, s: float, t: float) -> Matrix:
         check_order(s, t)
-        return self._positive(self._between(self._time(s), self._time(t)), f"C({float(t):g}) − C({float(s):g})")
+        return self._positive(self._between(self._time(s), self._time(t)), f"C({number(t):g}) − C({number(s):g})")
 
     def remaining(self, t: Time) -> Matrix:
         return self._modes.build(self._left(self._time(t)))
@@ -160,28 +161,36 @@ class Family:
     """
 
     C: Callable[[Any], Any]
-    rate: Callable[[Time], Any] = None  # type: ignore[assignment]  # becomes the checked derivative
+    rate: Any = None
     limit: Any = None
     times: tuple[float, float] = field(default=(0.0, math.inf), kw_only=True)
 
     def __post_init__(self) -> None:
-        derivative = self.rate or (lambda t: time_derivative(self.C, t))
+        derivative = self.rate if self.rate is not None else self._differentiated
         object.__setattr__(self, "rate", lambda t: self._checked_rate(derivative, t))
         if self.limit is not None:
             object.__setattr__(self, "limit", as_matrix(self.limit, "limit"))
 
     def __call__(self, t: Time) -> Matrix:
         check_time(t, *self.times, self)
-        return as_matrix(self.C(t), f"C({float(t):g})")
+        return as_matrix(self.C(t), f"C({number(t):g})")
 
     def _checked_rate(self, derivative: Callable[[Time], Any], t: Time) -> Matrix:
         check_time(t, *self.times, self)
-        what = f"C_t does not increase at t = {float(t):g}: Ċ"
-        return Modes.of(as_matrix(derivative(t), f"Ċ at t = {float(t):g}")).positive(what).matrix
+        what = f"C_t does not increase at t = {number(t):g}: Ċ"
+        return Modes.of(as_matrix(derivative(t), f"Ċ at t = {number(t):g}")).positive(what).matrix
+
+    def _differentiated(self, t: Time) -> Matrix:
+        value = self.C(t)
+        spectral = isinstance(value, Spectral)
+        derivative = time_derivative(lambda s: self.C(s).values if spectral else self.C(s), t)
+        if not derivative.any():
+            raise TypeError(f"the automatic derivative of C at t = {number(t):g} is 0: write C in torch, or pass rate=")
+        return value.with_values(derivative) if spectral else derivative
 
     def increment(self, s: float, t: float) -> Matrix:
         check_order(s, t)
-        what = f"C_t does not increase from t = {float(s):g} to {float(t):g}: C({float(t):g}) − C({float(s):g})"
+        what = f"C_t does not increase from t = {number(s):g} to {number(t):g}: C({number(t):g}) − C({number(s):g})"
         return self._difference(self(t), self(s), what)
 
     def remaining(self, t: Time) -> Matrix:
@@ -189,7 +198,7 @@ class Family:
             raise ValueError("this Family does not know its limit C_∞, so not D_t = C_∞ − C_t: give limit=")
         if t == self.times[1]:
             return self.limit - self.limit
-        return self._difference(self.limit, self(t), f"C_t exceeds its limit at t = {float(t):g}: limit − C_t")
+        return self._difference(self.limit, self(t), f"C_t exceeds its limit at t = {number(t):g}: limit − C_t")
 
     def _difference(self, more: Matrix, less: Matrix, what: str) -> Matrix:
         scale = Modes.of(more).values.abs().max().item()
@@ -198,11 +207,16 @@ class Family:
 
 def check_time(t: Time, first: float, last: float, family: object) -> None:
     """Refuse a time outside [first, last]."""
-    if not first <= float(t) <= last:
-        raise ValueError(f"t = {float(t):g} is outside the times [{first:g}, {last:g}] of {type(family).__name__}")
+    if not first <= (at := number(t)) <= last:
+        raise ValueError(f"t = {at:g} is outside the times [{first:g}, {last:g}] of {type(family).__name__}")
 
 
 def check_order(s: Time, t: Time) -> None:
     """Refuse s ≥ t."""
-    if not float(s) < float(t):
-        raise ValueError(f"an increment C(t) − C(s) needs s < t, not s = {float(s):g} and t = {float(t):g}")
+    if not number(s) < number(t):
+        raise ValueError(f"an increment C(t) − C(s) needs s < t, not s = {number(s):g} and t = {number(t):g}")
+
+
+def number(t: Time) -> float:
+    """A time as a number, for messages and checks."""
+    return float(t.detach()) if isinstance(t, Tensor) else float(t)

@@ -1,4 +1,4 @@
-"""Renormalised potentials by sampling the fluctuation measure: Hamiltonian and annealed, with error bars."""
+"""Renormalised potentials by sampling the fluctuation measure: Hamiltonian Monte Carlo, with error bars."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ TARGET = 0.8  # acceptance to which the step of the chains is tuned
 
 @dataclass(frozen=True, eq=False)
 class Whitened:
-    """−log of e^{−V₀(φ+ζ)}g_C(dζ) in the variable η with ζ = C^½η: U(η) = βV₀(φ + C^½η) + ½|η|².
+    """−log of e^{−βV₀(φ+ζ)}g_C(dζ) in the variable η with ζ = C^½η: U(η) = βV₀(φ + C^½η) + ½|η|².
 
-    φ: (*batch, n, N), η: (chains, *batch, n, N). In η every mode of the Gaussian part has unit variance, so that steps
-    of order one serve all scales, also where C is nearly singular.
+    φ: (*batch, n, N), η: (chains, *batch, n, N), β: a number or (*batch, n). In η every mode of the Gaussian part has
+    unit variance, so that steps of order one serve all scales, also where C is nearly singular.
     """
 
     V0: Any
     half: Matrix
     phi: Tensor
+    beta: Tensor | float = 1.0
 
     def field(self, eta: Tensor) -> Tensor:
         """φ + ζ."""
@@ -40,9 +41,14 @@ class Whitened:
         """V₀(φ + ζ), (chains, *batch, n)."""
         return scalar_potential(self.V0, "V0")(self.field(eta))
 
+    def energy(self, eta: Tensor, p: Tensor) -> Tensor:
+        """U(η) + ½|p|²."""
+        return self.beta * self.interaction(eta) + 0.5 * (eta.square() + p.square()).sum(-1)
+
     def force(self, eta: Tensor) -> Tensor:
-        """C^½∇V₀(φ + ζ)."""
-        return apply(self.half, gradient_of(self.V0, self.field(eta)))
+        """βC^½∇V₀(φ + ζ)."""
+        beta = self.beta[..., None] if isinstance(self.beta, Tensor) else self.beta
+        return beta * apply(self.half, gradient_of(self.V0, self.field(eta)))
 
     def start(self, chains: int, generator: torch.Generator) -> Tensor:
         return _normal((chains, *self.phi.shape), self.phi, generator)
@@ -52,10 +58,11 @@ class Whitened:
 class Fluctuations:
     """Sampling of the fluctuation measure ∝ e^{−V₀(φ+ζ)}g_C(dζ), many independent chains for each field φ at once.
 
-    ∇V_C(φ) = E ∇V₀(φ+ζ) by Hamiltonian Monte Carlo with mass C⁻¹ (`chains` × `samples`, after `burn` trajectories that
-    tune the step); V_C(φ) by annealed importance sampling through `temperatures` levels (Neal 2001), jackknifed over
-    the chains. Error bars come from the spread of independent chains, so what is correlated within one is counted.
-    The leapfrog turns the Gaussian part exactly and kicks by V₀ (Neal 2011, 5.5.1): for V₀ = 0 it has no error.
+    ∇V_C(φ) = E ∇V₀(φ+ζ) by Hamiltonian Monte Carlo with mass C⁻¹: `chains` × `samples`, after `burn` trajectories that
+    tune the step. V_C(φ) = ∫₀¹E_β V₀(φ+ζ)dβ, with βV₀ for V₀, by thermodynamic integration on `temperatures` Gauss
+    nodes: for 10 of them an error of 2e-7 a mode while C·∇²V₀ ≤ 10, and 4e-4 at 100. Error bars come from the spread of
+    independent chains, so what is correlated within one is counted. The leapfrog turns the Gaussian part exactly and
+    kicks by V₀ (Neal 2011, 5.5.1): for V₀ = 0 it has no error.
     """
 
     generator: torch.Generator
@@ -63,7 +70,7 @@ class Fluctuations:
     samples: int = field(default=64, kw_only=True)
     burn: int = field(default=64, kw_only=True)
     leaps: int = field(default=5, kw_only=True)
-    temperatures: int = field(default=64, kw_only=True)
+    temperatures: int = field(default=10, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("chains", "samples", "burn", "leaps", "temperatures"):
@@ -77,70 +84,51 @@ class Fluctuations:
         return self.expect(V0, C, phi, lambda psi: gradient_of(V0, psi))
 
     def expect(self, V0: Any, C: Matrix, phi: Tensor, f: Fields) -> Estimate:
-        target = Whitened(V0, root(C), phi)
-        eta, step = self._burn_in(target)
-        total = square = accepted = torch.zeros((), dtype=phi.dtype, device=phi.device)
-        for _ in range(self.samples):
-            eta, rate = self._trajectory(target, eta, step)
-            values = f(target.field(eta))
-            total, square, accepted = total + values, square + values.square(), accepted + rate.mean(0)
-        mean = total / self.samples
-        within = (square / self.samples - mean.square()).clamp_min(0).mean(0)
-        spread = (1 - 1 / self.samples + mean.var(0) / within.clamp_min(torch.finfo(phi.dtype).tiny)).sqrt()
-        if spread.ndim == phi.ndim:
-            spread = spread.amax(-1)
-        return _warned(
-            Estimate(
-                mean.mean(0),
-                mean.std(0) / math.sqrt(self.chains),
-                acceptance=accepted / self.samples,
-                spread=spread,
-            )
-        )
+        means, acceptance, spread = self._run(Whitened(V0, root(C), phi), f)
+        return self._over_chains(means, acceptance, spread)
 
     def value(self, V0: Any, C: Matrix, phi: Tensor) -> Estimate:
-        target = Whitened(V0, root(C), phi)
-        steps = self._anneal(target, None)[
-            1
-        ]  # a first pass tunes; the second, with fixed steps, has independent chains
-        return _free_energy(self._anneal(target, steps)[0])
+        node, weight = gauss_unit(self.temperatures, phi)
+        beta, weight = node.square(), 2 * node * weight  # β = u², whose nodes crowd at 0, where E_β V₀ changes fastest
+        levels = phi.expand(self.temperatures, *phi.shape)
+        column = (-1, *[1] * (phi.ndim - 1))
+        target = Whitened(V0, root(C), levels, beta.reshape(column))
+        means, acceptance, spread = self._run(target, scalar_potential(V0, "V0"))
+        return self._over_chains((weight.reshape(column) * means).sum(1), acceptance.amin(0), spread.amax(0))
 
-    def _anneal(self, target: Whitened, steps: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """log weights (chains, *batch, n) of annealed importance sampling, and the step at every temperature."""
-        eta, log_w = target.start(self.chains, self.generator), target.phi.new_zeros(())
-        step, used = self._first_step(target), []
-        for j in range(1, self.temperatures + 1):
-            beta, before = (j / self.temperatures) ** 2, ((j - 1) / self.temperatures) ** 2
-            log_w = log_w - (beta - before) * target.interaction(eta)
-            step = step if steps is None else steps[j - 1]
-            used.append(step)
-            eta, rate = self._trajectory(target, eta, step, beta)
-            step = self._tuned(step, rate, 0.5)
-        return log_w, used
+    def _run(self, target: Whitened, f: Fields) -> tuple[Tensor, Tensor, Tensor]:
+        """Means of f over each chain, the acceptance for each φ, and the largest R̂ of the sites of each φ."""
+        eta, step = self._burn_in(target)
+        total = first = second = accepted = target.phi.new_zeros(())
+        for _ in range(self.samples):
+            eta, rate = self._trajectory(target, eta, step)
+            total, accepted = total + f(target.field(eta)), accepted + rate.mean(0)
+            first, second = first + eta, second + eta.square()
+        mean = first / self.samples
+        within = (second / self.samples - mean.square()).mean(0) * self.samples / (self.samples - 1)
+        ratio = mean.var(0) / within.clamp_min(torch.finfo(mean.dtype).tiny)
+        return total / self.samples, accepted / self.samples, (1 - 1 / self.samples + ratio).sqrt().amax(-1)
+
+    def _over_chains(self, means: Tensor, acceptance: Tensor, spread: Tensor) -> Estimate:
+        error = means.std(0) / math.sqrt(self.chains)
+        return _warned(Estimate(means.mean(0), error, acceptance=acceptance, spread=spread))
 
     def _burn_in(self, target: Whitened) -> tuple[Tensor, Tensor]:
-        eta, step = target.start(self.chains, self.generator), self._first_step(target)
+        """Chains from N(0, C), and a step for each φ tuned on the way to the acceptance that leapfrog likes."""
+        longest = 0.5 * math.pi / self.leaps  # a quarter turn, which would make a trajectory independent if V₀ were 0
+        eta, step = target.start(self.chains, self.generator), target.phi.new_full(target.phi.shape[:-1], longest)
         for k in range(self.burn):
             eta, rate = self._trajectory(target, eta, step)
-            step = self._tuned(step, rate, 1 / math.sqrt(1 + k))
+            step = (step * torch.exp((rate.mean(0) - TARGET) / math.sqrt(1 + k))).clamp_max(longest)
         return eta, step
 
-    def _first_step(self, target: Whitened) -> Tensor:
-        """A quarter turn in one trajectory, which would make it independent of the last if V₀ were 0."""
-        return target.phi.new_full(target.phi.shape[:-1], 0.5 * math.pi / self.leaps)
-
-    def _tuned(self, step: Tensor, rate: Tensor, gain: float) -> Tensor:
-        return (step * torch.exp(gain * (rate.mean(0) - TARGET))).clamp_max(0.5 * math.pi / self.leaps)
-
-    def _trajectory(self, target: Whitened, eta: Tensor, step: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+    def _trajectory(self, target: Whitened, eta: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """One trajectory of all chains from fresh momenta, accepted or not; with the acceptance probabilities."""
         p = _normal(eta.shape, eta, self.generator)
         jitter = 0.8 + 0.4 * torch.rand(eta.shape[:-1], generator=self.generator, dtype=eta.dtype, device=eta.device)
-        angle = (step * jitter)[..., None]
-        start = beta * target.interaction(eta) + 0.5 * (eta.square() + p.square()).sum(-1)
-        moved, p = self._leapfrog(lambda x: beta * target.force(x), eta, p, angle)
-        end = beta * target.interaction(moved) + 0.5 * (moved.square() + p.square()).sum(-1)
-        rate = torch.exp((start - end).clamp_max(0)).nan_to_num(0.0)  # a trajectory that blew up is refused
+        moved, end = self._leapfrog(target.force, eta, p, (step * jitter)[..., None])
+        gain = target.energy(eta, p) - target.energy(moved, end)
+        rate = torch.exp(gain.clamp_max(0)).nan_to_num(0.0)  # a trajectory that blew up is refused
         draw = torch.rand(rate.shape, generator=self.generator, dtype=eta.dtype, device=eta.device)
         return torch.where((draw < rate)[..., None], moved, eta), rate
 
@@ -204,10 +192,18 @@ def _free_energy(log_w: Tensor) -> Estimate:
     return _warned(Estimate(value, error, ess=w.sum(0).square() / w.square().sum(0) / n))
 
 
+def gauss_unit(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Gauss–Legendre nodes and weights on [0, 1] (Golub, Welsch 1969)."""
+    k = torch.arange(1, count, dtype=torch.float64)
+    off = torch.diag(k / (4 * k * k - 1).sqrt(), 1)
+    nodes, vectors = torch.linalg.eigh(off + off.mT)
+    return ((nodes + 1) / 2).to(like), (vectors[0] ** 2).to(like)
+
+
 def _warned(estimate: Estimate) -> Estimate:
     """The estimate itself, after a ConvergenceWarning when its diagnostics say that its error bar means little."""
     if estimate.ess is not None and (left := estimate.ess.min().item()) < 0.1:
-        _warn(f"the weights collapsed: {left:.3g} of the samples are effective; use Fluctuations, more temperatures")
+        _warn(f"the weights collapsed: {left:.3g} of the samples are effective; use Fluctuations")
     if estimate.spread is not None and (spread := estimate.spread.max().item()) > 1.2:
         _warn(f"the chains disagree (R̂ = {spread:.3g} > 1.2): give more burn and samples")
     if estimate.acceptance is not None and (rate := estimate.acceptance.min().item()) < 0.2:

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..functionals import Quadratic
 from ..functionals.base import differentiate, scalar_potential
 from ..measures.base import as_float
-from .modes import Matrix, Modes, apply, as_matrix, damp, resolve, root, sandwich
+from ..measures.spectral import Spectral
+from .modes import Matrix, Modes, apply, as_matrix, check_same, damp, resolve, root, sandwich, to_dense
 
 Interaction = Callable[[Tensor], Tensor]
 
@@ -54,10 +55,14 @@ class FreeField:
         check_sites(phi, self.b.shape[-1], self)
         return apply(self.A, phi) - self.b
 
-    def moments(self, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def moments(self, mean: Tensor, cov: Matrix) -> tuple[Tensor, Tensor, Matrix]:
         """E V₀, E ∇V₀, E ∇²V₀ under N(mean, cov), for Gaussian steps."""
-        value = self(mean[..., None, :])[..., 0] + 0.5 * (self.A @ cov).diagonal(dim1=-2, dim2=-1).sum(-1)
-        return value, self.gradient(mean), self.A.expand_as(cov)
+        A = self.A if isinstance(cov, Spectral) else to_dense(self.A)
+        check_same(A, cov)
+        fast, batch = isinstance(A, Spectral), mean.shape[:-1]
+        trace = (A @ cov).trace() if fast else (A * cov).sum((-2, -1))
+        hessian = A.expand(*batch) if fast else A.expand(*batch, -1, -1)
+        return self(mean[..., None, :])[..., 0] + 0.5 * trace, self.gradient(mean), hessian
 
     def renormalise(self, C: Matrix) -> FreeField:
         """V_t of the same form: A_t = A(I + CA)⁻¹, b_t = (I + AC)⁻¹b, c_t = c + ½ log det(I + CA) − ½bᵀ(C⁻¹ + A)⁻¹b.

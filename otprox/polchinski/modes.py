@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..lattice import Lattice
 from ..measures.base import as_float, check_symmetric
+from ..measures.spectral import Spectral
 
-Matrix = Tensor
+Matrix = Any  # a Tensor (N, N) or a Spectral
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,33 +43,48 @@ class Modes:
 
     @classmethod
     def of(cls, matrix: Matrix) -> Modes:
+        """By the fast transform of a lattice, or by eigendecomposition."""
+        if isinstance(matrix, Spectral):
+            return cls(matrix.values, matrix.with_values, lambda k: _wave(k, matrix.lattice), 0.0)
         values, U = torch.linalg.eigh(matrix)
 
         def build(v: Tensor) -> Tensor:
             product = (U * v[..., None, :]) @ U.mT
             return (product + product.mT) / 2
 
-        def name(k: int) -> str:
-            vector = U.reshape(-1, *U.shape[-2:])[0, :, k]
-            entries = ", ".join(f"{x:.3g}" for x in vector[:6].tolist())
-            return f"mode {k} of {len(vector)} (eigenvector [{entries}{', …' if len(vector) > 6 else ''}])"
+        return cls(values, build, lambda k: _eigenvector(k, U), values.shape[-1] * torch.finfo(values.dtype).eps)
 
-        return cls(values, build, name, values.shape[-1] * torch.finfo(values.dtype).eps)
+    def positive(self, what: str, scale: float = 0.0) -> Modes:
+        """Itself; ValueError naming the worst mode unless every eigenvalue exceeds rounding.
 
-    def positive(self, what: str, scale: float | None = None) -> Modes:
-        """Itself; ValueError naming the worst mode unless every eigenvalue exceeds rounding of `scale`, the largest."""
-        flat = self.values.detach().reshape(-1, self.values.shape[-1]).amin(0)
-        k = int(flat.argmin())
-        smallest = flat[k].item()
-        largest = self.values.detach().abs().max().item() if scale is None else scale
-        if smallest <= self.rounding * largest:
-            state = "is indefinite" if smallest < -self.rounding * largest else "is singular"
+        That is rounding of the largest eigenvalue of a dense matrix, and of `scale` where the matrix is a difference.
+        """
+        values = self.values.detach()
+        k = int(values.argmin())
+        floor = max(self.rounding * values.abs().max().item(), torch.finfo(values.dtype).eps * scale)
+        if (smallest := values[k].item()) <= floor:
+            state = "is indefinite" if smallest < -floor else "is singular"
             raise ValueError(f"{what} {state}: {self.name(k)} has the eigenvalue {smallest:.3g}; it must be positive")
         return self
 
 
+def _eigenvector(k: int, U: Tensor) -> str:
+    entries = ", ".join(f"{x:.3g}" for x in U[:6, k].tolist())
+    return f"mode {k} of {len(U)} (eigenvector [{entries}{', …' if len(U) > 6 else ''}])"
+
+
+def _wave(k: int, lattice: Lattice) -> str:
+    indices = torch.unravel_index(torch.tensor(k), lattice.shape)
+    signed = [int(i) - n * (2 * int(i) > n) for i, n in zip(indices, lattice.shape, strict=True)]
+    return f"mode {k} of {lattice.sites} (wave vector {tuple(signed)})"
+
+
 def as_matrix(value: Any, name: str) -> Matrix:
-    """A symmetric matrix (N, N) from a tensor, list or number (one site)."""
+    """A symmetric matrix (N, N) from a Spectral, a tensor, a list or a number (one site)."""
+    if isinstance(value, Spectral):
+        if value.values.ndim != 1 or not torch.isfinite(value.values).all():
+            raise ValueError(f"{name} must be one Spectral with finite values (N,), not {tuple(value.values.shape)}")
+        return value
     tensor = as_float(value, name)
     tensor = tensor.reshape(1, 1) if tensor.ndim == 0 else tensor
     if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1]:
@@ -77,7 +94,9 @@ def as_matrix(value: Any, name: str) -> Matrix:
 
 def apply(matrix: Matrix, x: Tensor) -> Tensor:
     """Symmetric matrix times fields (…, N)."""
-    return x @ matrix
+    if isinstance(matrix, Tensor):
+        return x @ matrix
+    return matrix.lattice.to_modes(matrix.values * matrix.lattice.to_modes(x))
 
 
 def root(matrix: Matrix) -> Matrix:
@@ -88,25 +107,46 @@ def root(matrix: Matrix) -> Matrix:
 
 def sandwich(half: Matrix, A: Matrix) -> Matrix:
     """half·A·half, symmetric."""
-    product = half @ A @ half
-    return (product + product.mT) / 2
+    check_same(half, A)
+    return _symmetric(half @ A @ half)
 
 
 def resolve(A: Matrix, C: Matrix) -> Matrix:
     """A(I + CA)⁻¹, symmetric."""
-    result = torch.linalg.solve(eye(A) + A @ C, A)
-    return (result + result.mT) / 2
+    if isinstance(A, Spectral):
+        return A.with_values(A.values / (1 + C.values * A.values))
+    return _symmetric(torch.linalg.solve(_eye(A) + A @ C, A))
 
 
 def damp(A: Matrix, C: Matrix, b: Tensor) -> Tensor:
-    """(I + AC)⁻¹b."""
-    return torch.linalg.solve(eye(A) + A @ C, b)
+    """(I + AC)⁻¹b for b (N,)."""
+    if isinstance(A, Spectral):
+        return apply(A.with_values(1 / (1 + C.values * A.values)), b)
+    return torch.linalg.solve(_eye(A) + A @ C, b)
 
 
-def eye(like: Tensor) -> Tensor:
-    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+def contract(A: Matrix, B: Matrix) -> Tensor:
+    """Tr(AB)."""
+    check_same(A, B)
+    return (A.values * B.values).sum() if isinstance(A, Spectral) else (A * B).sum()
 
 
 def to_dense(matrix: Matrix) -> Tensor:
     """The matrix as a tensor (N, N)."""
-    return matrix
+    return matrix.dense() if isinstance(matrix, Spectral) else matrix
+
+
+def check_same(A: Matrix, B: Matrix) -> None:
+    """Refuse a dense matrix beside a Spectral."""
+    if isinstance(A, Spectral) != isinstance(B, Spectral):
+        raise TypeError("one matrix is dense and the other a Spectral: keep both Spectral, or pass .dense() of it")
+    if A.shape[-1] != B.shape[-1]:
+        raise ValueError(f"matrices on {A.shape[-1]} and {B.shape[-1]} sites")
+
+
+def _symmetric(matrix: Matrix) -> Matrix:
+    return matrix if isinstance(matrix, Spectral) else (matrix + matrix.mT) / 2
+
+
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..functionals.base import differentiate
+from ..measures import Field
 from .covariances import Covariances, check_order
 from .estimates import Estimate, Fields, Method
 from .fluctuations import Fluctuations, Importance
-from .modes import Matrix, Modes, apply, root, to_dense
+from .modes import Matrix, Modes, apply, contract, root, to_dense
 from .routes import BesselSeries, ClosedForm, HermiteSites
 
 EXACT: tuple[Method, ...] = (ClosedForm(), BesselSeries(), HermiteSites())
@@ -36,7 +37,7 @@ class AtScale:
     method: Method | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "method", choose(self.V0, Modes.of(self.C).values.shape[-1], self.method))
+        object.__setattr__(self, "method", choose(self.V0, self.C.shape[-1], self.method))
 
     def __call__(self, phi: Tensor) -> Tensor:
         return self.estimate(phi).value
@@ -87,7 +88,7 @@ class RenormalisedPotential:
         method, whole, part = self.at(t).method, self.C(t), self.C.increment(s, t)
         if isinstance(method, Fluctuations | Importance):
             return method.expect(self.V0, whole, phi, self._conditioned(f, phi, whole, part, method.generator))
-        sites = HermiteSites()
+        sites = method if isinstance(method, HermiteSites) else HermiteSites()
         choose(self.V0, phi.shape[-1], sites)
         return sites.expect(self.at(s), part, phi, f)
 
@@ -99,7 +100,7 @@ class RenormalisedPotential:
         V = self.at(t)
         if isinstance(V.method, Fluctuations | Importance):
             raise TypeError("the residual needs second derivatives of V_t, which sampling does not give")
-        h = min(2e-3, t / 4)
+        h = min(2e-4, t / 4)
         slope = 8 * (self(t + h, phi) - self(t - h, phi)) - (self(t + 2 * h, phi) - self(t - 2 * h, phi))
         rate, gradient = self.C.rate(t), V.gradient(phi)
         return slope / (12 * h) - 0.5 * _laplacian(V, rate, phi) + 0.5 * (gradient * apply(rate, gradient)).sum(-1)
@@ -132,11 +133,10 @@ def choose(V0: Any, sites: int, method: Method | None) -> Method:
 def _laplacian(V: AtScale, rate: Matrix, phi: Tensor) -> Tensor:
     """Tr(Ċ∇²V), column by column of Ċ unless V is quadratic."""
     if isinstance(V.method, ClosedForm):
-        product = to_dense(rate) * to_dense(V.method.renormalise(V.V0, V.C).A)
-        return product.sum().expand(phi.shape[:-1])
-    columns = to_dense(rate)
-    slopes = [
-        differentiate(lambda x, c=c: differentiate(V, x, "V") @ c, phi.detach(), "V")[..., i]
-        for i, c in enumerate(columns)
-    ]
-    return torch.stack(slopes).sum(0)
+        return contract(rate, V.method.renormalise(V.V0, V.C).A).expand(phi.shape[:-1])
+
+    def slope_along(c: Tensor) -> Field:
+        return lambda x: differentiate(V, x, "V") @ c
+
+    parts = [differentiate(slope_along(c), phi.detach(), "V")[..., i] for i, c in enumerate(to_dense(rate))]
+    return torch.stack(parts).sum(0)
