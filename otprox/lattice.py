@@ -1,4 +1,4 @@
-"""The periodic lattice, its Laplacian, and the real Fourier basis in which translation-invariant matrices are diagonal."""
+"""The periodic lattice, its Laplacian, and the real Fourier basis that diagonalises translation-invariant matrices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Lattice:
 
     def wave_numbers(self, like: Tensor) -> Tensor:
         """Angular wave numbers 2πk/(n·spacing) in (−π/spacing, π/spacing], (N, d), in the order of the modes."""
-        axes = [2 * math.pi / self.spacing * torch.fft.fftfreq(n, dtype=like.dtype, device=like.device) for n in self.shape]
+        axes = [
+            2 * math.pi / self.spacing * torch.fft.fftfreq(n, dtype=like.dtype, device=like.device) for n in self.shape
+        ]
         return torch.cartesian_prod(*axes).reshape(-1, self.dim)
 
     def laplacian(self, like: Tensor) -> Tensor:

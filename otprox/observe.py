@@ -11,6 +11,7 @@ from torch import Tensor
 from .flow import Observer, Tick
 from .functionals import KL, Functional
 from .measures import Gaussian, Measure, distance
+from .measures.covariance import factor_inverse, solve_rows, trace
 from .metrics import Metric, Wasserstein
 
 
@@ -134,7 +135,7 @@ def forward_backward_gap(
 
 def rounding(tick: Tick) -> Tensor:
     """What arithmetic allows to squared distances: 1000·eps·(Tr Σ + |m|²), the larger of before and after."""
-    sizes = [mu.cov.diagonal(dim1=-2, dim2=-1).sum(-1) + mu.mean.square().sum(-1) for mu in (tick.before, tick.after)]
+    sizes = [trace(mu.cov) + mu.mean.square().sum(-1) for mu in (tick.before, tick.after)]
     return 1000 * torch.finfo(sizes[0].dtype).eps * torch.maximum(*sizes)
 
 
@@ -149,8 +150,11 @@ def distance2(mu: Measure, nu: Measure, metric: Metric | None, tick: Tick) -> Te
     return distance.w2_squared(_whitened(mu, L), _whitened(nu, L))
 
 
-def _whitened(mu: Measure, L: Tensor) -> Measure:
-    return mu.push(lambda x: torch.linalg.solve_triangular(L, x.mT, upper=False).mT)
+def _whitened(mu: Measure, L: Any) -> Measure:
+    if isinstance(mu, Gaussian):
+        inverse = factor_inverse(L)
+        return mu.affine((inverse @ mu.mean[..., None])[..., 0], inverse)
+    return mu.push(lambda x: solve_rows(L, x))
 
 
 def _convexity(F: Functional, given: float | None) -> float:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .functionals import Functional, Potential, Quadratic
-from .measures import Measure
+from .measures import Gaussian, Measure
+from .measures.covariance import exponential, factor_inverse, trace
 from .metrics import Metric, Wasserstein
 from .solvers import Out, Solver, choose
 from .solvers.base import require
@@ -158,14 +159,24 @@ class Flow(Step):
         object.__setattr__(self, "V", V)
 
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
-        rate = step_size(t0, t1) * self.metric.mobility(mu) @ self.V.precision
-        decay, center = torch.linalg.matrix_exp(-rate), self.V.mean[..., None, :]
-        log_det = -rate.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None]
+        tau, center = step_size(t0, t1), self.V.mean[..., None, :]
+        decay, log_det = self._decay(mu, tau)
+        if isinstance(mu, Gaussian):
+            mean = self.V.mean + (decay @ (mu.mean - self.V.mean)[..., None])[..., 0]
+            return Out(finite(mu.affine(mean, decay), f"Flow at t = {t0:g}"))
 
         def T(x: Tensor) -> tuple[Tensor, Tensor]:
-            return center + (x - center) @ decay.mT, log_det.expand(x.shape[:-1])
+            return center + (x - center) @ decay.mT, log_det[..., None].expand(x.shape[:-1])
 
         return Out(finite(mu.push(T), f"Flow at t = {t0:g}"))
+
+    def _decay(self, mu: Measure, tau: float) -> tuple[Tensor, Tensor]:
+        """e^{−tau·QP} = L e^{−tau·LᵀPL} L⁻¹ with LLᵀ = Q, and its log-determinant."""
+        L = self.metric.factor(mu)
+        if L is None:
+            return exponential(-tau * self.V.precision), -tau * trace(self.V.precision)
+        rate = tau * (L.mT @ self.V.precision @ L)
+        return L @ exponential(-rate) @ factor_inverse(L), -trace(rate)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import measures
 from .domains import Domain
+from .lattice import Lattice
 from .solvers import Stats
 
 
@@ -90,6 +91,7 @@ def _rebuild(node: dict[str, Any], archive: Any, device: torch.device | None) ->
 
 
 def _storable() -> Iterator[type]:
-    yield from (Stats, measures.Grid, measures.GaussHermite, measures.Samples)
+    yield from (Stats, measures.Grid, measures.GaussHermite, measures.Samples, measures.Antithetic)
+    yield from (measures.Spectral, Lattice)
     for base in (measures.Measure, Domain):
         yield from base.__subclasses__()

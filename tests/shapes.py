@@ -42,10 +42,11 @@ def install() -> None:
 
 def check_fields(cls: type) -> None:
     """Make `cls` refuse fields that do not have the shapes of their annotations, with one meaning for each name."""
-    names = [field.name for field in dataclasses.fields(cls) if is_shape(field.type)]
-    if not names:
+    fields = [field for field in dataclasses.fields(cls) if is_shape(field.type) or "Matri" in str(field.type)]
+    if not fields:
         return
     hints = typing.get_type_hints(cls)
+    names = [field.name for field in fields if is_shape(hints[field.name])]
 
     def verify(self: Any) -> None:
         with jaxtyping.jaxtyped("context"):

@@ -9,6 +9,7 @@ import torch
 import otprox as ox
 from otprox import functionals, measures, metrics, solvers
 from otprox.functionals import Functional
+from otprox.lattice import Lattice
 from otprox.measures import Measure
 from otprox.metrics import Metric
 from otprox.solvers import Solver
@@ -149,14 +150,19 @@ def solver_classes():
     ]
 
 
+def spectral(variance):
+    """A Gaussian field on one site, with its covariance in modes."""
+    return ox.Gaussian(torch.tensor([0.2]), measures.Spectral(torch.tensor([variance]), Lattice(1)))
+
+
 @pytest.mark.parametrize("cls", solver_classes(), ids=lambda cls: cls.__name__)
 def test_solvers(cls):
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
     solver, worked = cls(), 0
-    for functional in FUNCTIONALS.values():
+    for functional in (*FUNCTIONALS.values(), ox.KL(spectral(0.8))):
         F = functional.at(1.0)
         for metric in (ox.Wasserstein(), ox.Entropic(0.2)):
-            for mu in MEASURES.values():
+            for mu in (*MEASURES.values(), spectral(1.3)):
                 reason = solver.supports(F, metric, mu)
                 assert reason is None or (isinstance(reason, str) and len(reason) > 10)
                 if reason is None and worked < 3:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..kernels import Kernel, Stationary
 from ..measures import Gaussian, Measure, Quantiles
+from ..measures.covariance import dense
 from ..pairwise import Slope
 from .atom import Atom, NotConvex, curvature_root, scatter
 from .base import Functional
@@ -71,7 +72,7 @@ class Interaction(Functional):
     def atom(self, mu: Measure, c: float) -> Atom:
         """c·(P/2n) Σ |x_i − mean|² over quantiles, for W a convex `Quadratic` of curvature P."""
         if isinstance(mu, Quantiles) and isinstance(self.W, Quadratic):
-            root = curvature_root(c * self.W.precision / (2 * mu.n), mu, "Interaction(Quadratic)")
+            root = curvature_root(c * dense(self.W.precision) / (2 * mu.n), mu, "Interaction(Quadratic)")
             return Atom((Interaction, Quantiles), scatter, (root,))
         raise NotConvex(
             f"Interaction has no convex form on {type(mu).__name__}: it needs Quantiles and W a Quadratic; "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..measures import Density, Gaussian, Measure, Quantiles
+from ..measures.covariance import inverse
 from .atom import Atom, NotConvex, nonnegative
 from .base import Functional
 
@@ -102,7 +103,7 @@ class Entropy(Internal):
         return -cp.sum(cp.log(s))
 
     def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(mu.mean), -torch.cholesky_inverse(torch.linalg.cholesky(mu.cov))
+        return torch.zeros_like(mu.mean), -inverse(mu.cov)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..measures import Density, Gaussian, Measure, Quantiles
-from ..measures.base import as_float, check_spd, check_symmetric
+from ..measures.base import as_float
+from ..measures.covariance import Matrices, alike, as_matrix, dense, expand, inner, inverse, logdet
+from ..measures.spectral import Spectral
 from .atom import Atom, NotConvex, curvature_root, nonnegative, squared_distance
 from .base import Functional, differentiate, scalar_potential
 
@@ -83,7 +85,7 @@ class Potential(Functional):
             values = c * mu.grid.volume * self.value(mu.points)
             return Atom((Potential, Density), lambda rho, v: v @ rho, (values.expand(*mu.batch, -1),))
         if isinstance(mu, Quantiles) and isinstance(self.V, Quadratic):
-            root = curvature_root(c * self.V.precision / (2 * mu.n), mu, "Quadratic")
+            root = curvature_root(c * dense(self.V.precision) / (2 * mu.n), mu, "Quadratic")
             return Atom((Quadratic, Quantiles), squared_distance, (root, root * self.V.mean))
         build = getattr(self.V, "atom", None)
         if isinstance(mu, Quantiles) and build is not None:
@@ -107,7 +109,7 @@ class Quadratic:
     """
 
     mean: Float[Tensor, "*batch d"]
-    precision: Float[Tensor, "... d d"]
+    precision: Matrices
     constant: Tensor | float
 
     def __init__(self, mean: Any, cov: Any = None, precision: Any = None, *, constant: Tensor | float = 0.0) -> None:
@@ -115,10 +117,10 @@ class Quadratic:
         if cov is not None and precision is not None:
             raise ValueError("Quadratic takes cov or precision, not both")
         if cov is not None:
-            precision = torch.cholesky_inverse(torch.linalg.cholesky(check_spd(as_float(cov, "cov", mean), "cov")))
+            precision = inverse(as_matrix(cov, "cov", mean))
         elif precision is None:
             precision = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
-        precision = check_symmetric(as_float(precision, "precision", mean), "precision")
+        precision = as_matrix(precision, "precision", mean, definite=False)
         if precision.shape[-2:] != (mean.shape[-1],) * 2:
             raise ValueError(f"mean has shape {tuple(mean.shape)} but the matrix has {tuple(precision.shape)}")
         object.__setattr__(self, "mean", mean)
@@ -128,10 +130,8 @@ class Quadratic:
     @classmethod
     def of(cls, target: Gaussian) -> Quadratic:
         """−log density of a Gaussian, normalised."""
-        chol = torch.linalg.cholesky(target.cov)
-        logdet = 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = 0.5 * (logdet + target.dim * math.log(2 * math.pi))
-        return cls(target.mean, precision=torch.cholesky_inverse(chol), constant=constant)
+        constant = 0.5 * (logdet(target.factor) + target.dim * math.log(2 * math.pi))
+        return cls(target.mean, precision=inverse(target.cov), constant=constant)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.mean.shape[-1]:
@@ -146,11 +146,12 @@ class Quadratic:
                 f"this Quadratic lives in dimension {self.mean.shape[-1]}, the Gaussian in {mean.shape[-1]}"
             )
         shift = (self.precision @ (mean - self.mean)[..., None])[..., 0]
-        value = 0.5 * ((mean - self.mean) * shift).sum(-1) + 0.5 * (self.precision * cov).sum((-2, -1)) + self.constant
-        return value, shift, self.precision.expand_as(cov)
+        value = 0.5 * ((mean - self.mean) * shift).sum(-1) + 0.5 * inner(self.precision, cov) + self.constant
+        return value, shift, expand(alike(self.precision, cov), mean.shape[:-1])
 
     @property
     def curvatures(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue of the precision."""
-        values = torch.linalg.eigvalsh(self.precision.detach())
+        P = self.precision
+        values = P.values.detach() if isinstance(P, Spectral) else torch.linalg.eigvalsh(P.detach())
         return values.min().item(), values.max().item()

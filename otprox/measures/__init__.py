@@ -5,11 +5,13 @@ from .density import Density
 from .gaussian import Gaussian
 from .grid import Grid
 from .particles import Particles
-from .quadrature import GaussHermite, Quadrature, Samples
+from .quadrature import Antithetic, GaussHermite, Quadrature, Samples
 from .quantiles import Quantiles
 from .spd import bures2, optimal_map, spectral, sqrtm
+from .spectral import Spectral
 
 __all__ = [
+    "Antithetic",
     "Density",
     "Field",
     "Flux",
@@ -22,6 +24,7 @@ __all__ = [
     "Quadrature",
     "Quantiles",
     "Samples",
+    "Spectral",
     "Tangent",
     "Tangents",
     "Velocity",

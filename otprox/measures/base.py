@@ -139,6 +139,10 @@ class Measure(ABC):
         """∇ log of the density at points x, or at μ's own nodes or cells."""
         raise TypeError(self._no_density("score"))
 
+    def identity(self) -> Any:
+        """The identity matrix of the measure's space, in its dtype and on its device."""
+        return torch.eye(self.dim, dtype=self.anchor.dtype, device=self.anchor.device)
+
     def expect_log(self, u: Field) -> Tensor:
         """∫ u(log ρ) dμ, the form of every internal energy."""
         raise TypeError(self._no_density("density"))
@@ -199,6 +203,30 @@ def check_alike(tensor: Tensor, name: str, like: Tensor) -> None:
             f"{name} is {tensor.dtype} on {tensor.device}, but the measure is {like.dtype} on {like.device}; "
             f"convert it with .to({like.dtype}, device={str(like.device)!r})"
         )
+
+
+def common_batch(name: str, batch: torch.Size, other: str, other_batch: torch.Size) -> torch.Size:
+    """The shape to which two batch shapes broadcast."""
+    try:
+        return torch.broadcast_shapes(batch, other_batch)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} has batch shape {tuple(batch)} and {other} has {tuple(other_batch)}; they must broadcast"
+        ) from None
+
+
+def check_noise(cov: Tensor, mu: Measure) -> None:
+    """Refuse a covariance of noise that does not fit μ: other shape, dtype or device, or a negative variance."""
+    batch = common_batch("the covariance of the noise", cov.shape[:-2], "the measure", mu.batch)
+    if cov.shape[-2:] != (mu.dim, mu.dim) or batch != mu.batch:
+        raise ValueError(
+            f"the covariance of the noise has shape {tuple(cov.shape)}, but the measure has batch shape "
+            f"{tuple(mu.batch)} and lives in dimension {mu.dim}"
+        )
+    check_alike(cov, "the covariance of the noise", mu.anchor)
+    variance = cov.diagonal(dim1=-2, dim2=-1).min().item()
+    if variance < 0:
+        raise ValueError(f"the covariance of the noise must be positive semi-definite; it has a variance {variance:.6g}")
 
 
 def check_weights(w: Tensor, name: str, tolerance: float = 1e-5) -> Tensor:

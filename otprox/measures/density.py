@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import pairwise
-from .base import Field, Measure, Tangent, as_float
+from .base import Field, Measure, Tangent, as_float, check_noise
 from .fourier import convolve_cells
 from .grid import Grid
 from .heat import heat
@@ -196,9 +196,8 @@ class Density(Measure):
 
     def diffuse(self, cov: Tensor, generator: torch.Generator | None = None) -> Density:
         """exp(½ cov:∇²_h), the exponential of the discrete Laplacian (reflecting at walls), for a diagonal cov."""
+        check_noise(cov, self)
         variance = cov.diagonal(dim1=-2, dim2=-1)
-        if cov.shape[-1] != self.dim:
-            raise ValueError(f"cov has shape {tuple(cov.shape)} but the measure lives in dimension {self.dim}")
         off = (cov - torch.diag_embed(variance)).abs().amax().item()
         if off > 1e-12 * variance.abs().amax().item():
             raise ValueError(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .base import Measure
+from .covariance import dense
 from .density import Density
 from .gaussian import Gaussian
 from .particles import Particles
 from .quantiles import Quantiles
 from .spd import bures2
+from .spectral import Spectral
 
 LIMIT = 5000  # points that POT's exact linear program is asked for
 
@@ -36,7 +39,14 @@ def w2_squared(mu: Measure, nu: Measure) -> Tensor:
 
 def gelbrich_squared(mu: Measure, nu: Measure) -> Tensor:
     """|m − m'|² + Bures²(Σ, Σ'): W2² of the Gaussians with the same moments, a lower bound of W2² (Gelbrich 1990)."""
-    return (mu.mean - nu.mean).square().sum(-1) + bures2(mu.cov, nu.cov)
+    return (mu.mean - nu.mean).square().sum(-1) + _bures2(mu.cov, nu.cov)
+
+
+def _bures2(A: Any, B: Any) -> Tensor:
+    if isinstance(A, Spectral) and isinstance(B, Spectral):
+        A._same(B)
+        return (A.values.sqrt() - B.values.sqrt()).square().sum(-1)
+    return bures2(dense(A), dense(B))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,21 +11,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import pairwise
-from .base import Field, Measure, Tangent, Velocity, as_float, check_spd
+from . import covariance
+from .base import Field, Measure, Tangent, Velocity, as_float
 from .cells import gaussian_masses
+from .covariance import Matrix, as_matrix
 from .density import Density
 from .grid import Grid
 from .particles import Particles
-from .quadrature import Quadrature, default_quadrature, log_normaliser
+from .quadrature import Antithetic, Quadrature, default_quadrature, log_normaliser
+from .spectral import Spectral
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(Measure):
     """N(mean, cov).
 
-    mean: (*batch, d); cov: (*batch, d, d), symmetric positive definite. A number or a vector cov is not a covariance
-    and is refused. `quadrature` is the rule for expectations of functions that are not quadratic: Gauss–Hermite for
-    d ≤ 3 and seeded samples beyond, unless given.
+    mean: (*batch, d); cov: (*batch, d, d), symmetric positive definite, or a `Spectral` matrix on a lattice, which
+    stays in its modes. A number or a vector cov is not a covariance and is refused. `quadrature` is the rule for
+    expectations of functions that are not quadratic: Gauss–Hermite for d ≤ 3 and seeded samples beyond, unless given.
 
     >>> mu = Gaussian([10.0], [[100.0]])
     >>> round(mu.expect(lambda x: x[..., 0] ** 2).item(), 3)
@@ -33,20 +36,20 @@ class Gaussian(Measure):
     """
 
     mean: Float[Tensor, "*batch d"]
-    cov: Float[Tensor, "*batch d d"]
+    cov: Matrix
     quadrature: Quadrature | None = field(default=None, kw_only=True)
 
     def __init__(self, mean: Any, cov: Any, *, quadrature: Quadrature | None = None) -> None:
         mean = as_float(mean, "mean")
-        cov = check_spd(as_float(cov, "cov", like=mean), "cov")
+        cov = as_matrix(cov, "cov", like=mean)
         if mean.ndim < 1 or cov.shape[-1] != mean.shape[-1]:
             raise ValueError(
                 f"mean has shape {tuple(mean.shape)} and cov {tuple(cov.shape)}; "
                 "they must be (*batch, d) and (*batch, d, d) with the same d"
             )
-        batch = torch.broadcast_shapes(mean.shape[:-1], cov.shape[:-2])
+        batch = common_batch("mean", mean.shape[:-1], "cov", cov.shape[:-2])
         object.__setattr__(self, "mean", mean.expand(*batch, -1))
-        object.__setattr__(self, "cov", cov.expand(*batch, -1, -1))
+        object.__setattr__(self, "cov", covariance.expand(cov, batch))
         object.__setattr__(self, "quadrature", quadrature)
 
     @classmethod
@@ -71,14 +74,18 @@ class Gaussian(Measure):
         return self._nodes()[0]
 
     def _nodes(self) -> tuple[Tensor, Tensor, Tensor]:
-        rule = self.quadrature or default_quadrature(self.dim)
+        default = Antithetic() if isinstance(self.cov, Spectral) else default_quadrature(self.dim)
+        rule = self.quadrature or default
         z, w = rule.nodes(self.dim, self.mean.dtype, self.mean.device)
         return self.mean[..., None, :] + z @ self.factor.mT, z, w
 
     @property
-    def factor(self) -> Tensor:
-        """Lower Cholesky factor of cov."""
-        return torch.linalg.cholesky(self.cov)
+    def factor(self) -> Any:
+        """L with LLᵀ = cov: the lower Cholesky factor, or the symmetric root of a Spectral cov."""
+        return covariance.cholesky(self.cov)
+
+    def identity(self) -> Any:
+        return covariance.identity(self.cov)
 
     def expect(self, f: Field) -> Tensor:
         x, _, w = self._nodes()
@@ -87,9 +94,14 @@ class Gaussian(Measure):
 
     def nearest_affine(self, v: Field) -> tuple[Tensor, Tensor]:
         """(b, J) with b + J(x − m) nearest to the field v in L²(μ): b = E v and J = E ∇v, by Stein's lemma."""
+        if isinstance(self.cov, Spectral):
+            raise TypeError(
+                "a field that is not affine has a dense Jacobian, which a Spectral covariance cannot keep: give a "
+                "Quadratic with Spectral precision, or use Particles"
+            )
         x, z, w = self._nodes()
         values = v(x)
-        slope = torch.einsum("...ni,nj,n->...ij", values, z, w)  # E[v zᵀ] = J L
+        slope = values.mT @ (w[:, None] * z)  # E[v zᵀ] = J L
         jacobian = torch.linalg.solve_triangular(self.factor, slope, upper=False, left=False)
         return torch.einsum("...nk,n->...k", values, w), jacobian
 
@@ -102,21 +114,28 @@ class Gaussian(Measure):
 
         return self.affine(*self.nearest_affine(points))
 
-    def affine(self, mean: Tensor, A: Tensor) -> Gaussian:
+    def affine(self, mean: Tensor, A: Matrix) -> Gaussian:
         """Image under x ↦ mean + A(x − m)."""
         cov = A @ self.cov @ A.mT
-        return self.with_state(mean=mean, cov=(cov + cov.mT) / 2)
+        return self.with_matrix(mean, (cov + cov.mT) / 2)
 
     def move(self, tangent: Tangent, tau: float) -> Gaussian:
         """Image under the affine map nearest to id + tau·v (the Bures–Wasserstein exponential when v is a gradient)."""
         if not isinstance(tangent, Velocity):
             raise TypeError(f"Gaussian moves along a Velocity, not a {type(tangent).__name__}; use a Density on a Grid")
         shift, jacobian = tangent.affine() if tangent.affine else self.nearest_affine(tangent.field)
-        eye = torch.eye(self.dim, dtype=shift.dtype, device=shift.device)
-        return self.affine(self.mean + tau * shift, eye + tau * jacobian)
+        return self.affine(self.mean + tau * shift, self.identity() + tau * jacobian)
 
-    def diffuse(self, cov: Tensor, generator: torch.Generator | None = None) -> Gaussian:
-        return self.with_state(cov=self.cov + cov)
+    def with_matrix(self, mean: Tensor, cov: Matrix) -> Gaussian:
+        """The Gaussian with another mean and covariance; not validated again."""
+        return self.with_state(mean=mean, cov=cov)
+
+    def diffuse(self, cov: Matrix, generator: torch.Generator | None = None) -> Gaussian:
+        return self.with_matrix(self.mean, self.cov + cov)
+
+    def state(self) -> dict[str, Tensor]:
+        name = "spectrum" if isinstance(self.cov, Spectral) else "cov"
+        return {"mean": self.mean, name: covariance.tensor_of(self.cov)}
 
     def to_particles(self, n: int, generator: torch.Generator) -> Particles:
         """n independent samples with their log-density."""
@@ -126,6 +145,8 @@ class Gaussian(Measure):
 
     def to_density(self, grid: Grid) -> Density:
         """Averages over the cells of a grid; refused when the grid holds less than 1 − 1e-5 of the mass."""
+        if isinstance(self.cov, Spectral):
+            return Gaussian(self.mean, self.cov.dense()).to_density(grid)
         return Density.from_masses(gaussian_masses(self.mean, self.cov, grid), grid)
 
     def convolve(self, W: Field, x: Tensor | None = None) -> Tensor:
@@ -133,7 +154,7 @@ class Gaussian(Measure):
         return pairwise.convolve(W, y if x is None else x, y, w)
 
     def interact(self, W: Field) -> Tensor:
-        difference = self.with_state(mean=torch.zeros_like(self.mean), cov=2 * self.cov)  # X − Y ~ N(0, 2Σ)
+        difference = self.with_matrix(torch.zeros_like(self.mean), 2 * self.cov)  # X − Y ~ N(0, 2Σ)
         return difference.expect(lambda z: pairwise.evaluate(W, z))
 
     def log_prob(self, x: Tensor | None = None) -> Tensor:
@@ -143,7 +164,7 @@ class Gaussian(Measure):
     def score(self, x: Tensor | None = None) -> Tensor:
         """−Σ⁻¹(x − m)."""
         z = self._whiten(self.points if x is None else x)
-        return -torch.linalg.solve_triangular(self.factor.mT, z.mT, upper=True).mT
+        return -covariance.solve_rows_transposed(self.factor, z)
 
     def expect_log(self, u: Field) -> Tensor:
         return self.expect(lambda x: u(self.log_prob(x)))
@@ -153,7 +174,7 @@ class Gaussian(Measure):
         return -log_normaliser(self._logdet(), self.dim) - 0.5 * self.dim
 
     def _whiten(self, x: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.factor, (x - self.mean[..., None, :]).mT, upper=False).mT
+        return covariance.solve_rows(self.factor, x - self.mean[..., None, :])
 
     def _logdet(self) -> Tensor:
-        return 2 * self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return covariance.logdet(self.factor)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import pairwise
 from ..domains import Domain, Euclidean
-from .base import Field, Measure, Tangent, Velocity, as_float, check_weights, representation
+from .base import Field, Measure, Tangent, Velocity, as_float, check_noise, check_weights, representation
 from .cells import histogram
 from .grid import Grid
 
@@ -85,6 +85,8 @@ class Particles(Measure):
         log_density = None
         if isinstance(y, tuple):
             y, log_det = y
+            if log_det.shape not in (self.w.shape, self.w.shape[:-1] + (1,)):
+                raise ValueError(f"log|det ∇T| must be {tuple(self.w.shape)}, one a particle, not {tuple(log_det.shape)}")
             if self.log_density is not None:
                 log_density = self.log_density - log_det
         if y.shape != self.x.shape:
@@ -103,6 +105,7 @@ class Particles(Measure):
         """Add N(0, cov) noise to every particle. Needs a generator; a carried log-density is lost."""
         if generator is None:
             raise ValueError("noise on Particles needs an explicit generator: Heat(generator=torch.Generator())")
+        check_noise(cov, self)
         z = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
         factor, info = torch.linalg.cholesky_ex(cov)
         if info.any():  # cov singular, for instance degenerate noise: the symmetric root
@@ -138,7 +141,8 @@ class Particles(Measure):
 
 def _per_particle(value: Any, name: str, x: Tensor) -> Tensor:
     tensor = as_float(value, name, like=x)
-    if tensor.shape[-1:] != x.shape[-2:-1]:
+    batch = common_batch(name, tensor.shape[:-1], "x", x.shape[:-2])
+    if tensor.shape[-1:] != x.shape[-2:-1] or batch != x.shape[:-2]:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)} but x has {tuple(x.shape)}: one entry a particle")
     return tensor.expand(x.shape[:-1])
 

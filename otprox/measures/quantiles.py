@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import pairwise
 from ..domains import Torus
-from .base import Field, Measure, Tangent, Velocity, as_float
+from .base import Field, Measure, Tangent, Velocity, as_float, check_noise
 from .gaussian import Gaussian
 from .particles import Particles
 
@@ -128,6 +128,7 @@ class Quantiles(Measure):
         it is deterministic: the piecewise-linear CDF is convolved on a fine uniform grid by FFT, and inverted at the
         levels. With a grid step h ≤ span/16384 the error is O(h²), and h/2 for an atom, less than that of n levels.
         """
+        check_noise(cov, self)
         if generator is not None:
             z = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
             return self.with_state(x=_sorted(self.x + z * cov.clamp_min(0).sqrt()))

@@ -1,4 +1,4 @@
-"""Translation-invariant symmetric matrices on a lattice, kept as their eigenvalues: O(N) memory, O(N log N) products."""
+"""Translation-invariant symmetric matrices on a lattice, as their eigenvalues: O(N) memory, O(N log N) products."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Spectral:
         tolerance = 1e-8 if self.values.dtype == torch.float64 else 1e-4
         if (gap > tolerance * scale).any():
             k = int(gap.flatten(0, -2).amax(0).argmax()) if gap.ndim > 1 else int(gap.argmax())
-            raise ValueError(f"values must be even in k, for a symmetric matrix; mode {k} differs from −k by {gap.max():.3g}")
+            raise ValueError(
+                f"values must be even in k, for a symmetric matrix; mode {k} differs from −k by {gap.max():.3g}"
+            )
 
     @classmethod
     def of_row(cls, row: Tensor, lattice: Lattice) -> Spectral:
@@ -96,7 +98,9 @@ class Spectral:
         N = self.lattice.sites
         if N > DENSE_LIMIT:
             size = N * N * self.values.element_size() / 2**30
-            raise ValueError(f"a dense matrix on {N} sites would take {size:.2g} GiB; keep it Spectral (limit {DENSE_LIMIT})")
+            raise ValueError(
+                f"a dense matrix on {N} sites would take {size:.2g} GiB; keep it Spectral (limit {DENSE_LIMIT})"
+            )
         return self @ torch.eye(N, dtype=self.dtype, device=self.device)
 
     def __matmul__(self, other: Any) -> Any:

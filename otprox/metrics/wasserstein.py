@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..functionals import Functional
-from ..measures import Measure, Velocity
-from ..measures.base import as_float, check_alike, check_spd
+from ..measures import Gaussian, Measure, Spectral, Velocity
+from ..measures.base import as_float, check_alike
+from ..measures.covariance import Matrix, alike, as_matrix, cholesky, tensor_of
 from .base import Metric
 
 
@@ -19,27 +20,27 @@ from .base import Metric
 class Wasserstein(Metric):
     """W2 with ground cost ⟨x − y, Q⁻¹(x − y)⟩ (no ½): the flow is ∂t μ = div(μ Q ∇δF/δμ).
 
-    Q: (d, d) or (*batch, d, d), symmetric positive definite; None is the identity.
+    Q: (d, d) or (*batch, d, d), symmetric positive definite, or Spectral on a lattice; None is the identity.
     """
 
-    Q: Tensor | None = None
+    Q: Matrix | None = None
 
     def __post_init__(self) -> None:
         if self.Q is not None:
-            object.__setattr__(self, "Q", check_spd(as_float(self.Q, "Q"), "Q"))
+            object.__setattr__(self, "Q", as_matrix(self.Q, "Q"))
 
     def mobility(self, mu: Measure) -> Tensor:
         """Q as a matrix in μ's dtype and device."""
         if self.Q is None:
-            return torch.eye(mu.dim, dtype=mu.anchor.dtype, device=mu.anchor.device)
+            return mu.identity()
         if self.Q.shape[-1] != mu.dim:
             raise ValueError(f"Q has shape {tuple(self.Q.shape)} but the measure lives in dimension {mu.dim}")
-        check_alike(self.Q, "Q", mu.anchor)
-        return self.Q
+        check_alike(tensor_of(self.Q), "Q", mu.anchor)
+        return alike(self.Q, mu.cov) if isinstance(mu, Gaussian) else self.Q
 
     def factor(self, mu: Measure) -> Tensor | None:
         """L with LLᵀ = Q, so that the cost is |L⁻¹(x − y)|²; None for the identity."""
-        return None if self.Q is None else torch.linalg.cholesky(self.mobility(mu))
+        return None if self.Q is None else cholesky(self.mobility(mu))
 
     def onsager(self, mu: Measure, u: Tensor) -> Tensor:
         return u if self.Q is None else u @ self.mobility(mu)
@@ -94,11 +95,11 @@ class Moving(Metric):
     def over(self, t0: float, t1: float) -> Wasserstein:
         name = f"Ċ at t = {t1}" if self.rule == "end" else f"(C({t1}) − C({t0}))/tau"
         Q = self._rate(t0, t1) if self.rule == "end" else self._increment(t0, t1) / (t1 - t0)
-        return Wasserstein(check_spd(Q, name))
+        return Wasserstein(as_matrix(Q, name))
 
     def diffusion(self, mu: Measure, t0: float, t1: float) -> Tensor:
         """C(t1) − C(t0)."""
-        return check_spd(self._increment(t0, t1), f"C({t1}) − C({t0})")
+        return as_matrix(self._increment(t0, t1), f"C({t1}) − C({t0})")
 
     def descent(self, F: Functional, mu: Measure) -> Velocity:
         raise TypeError("a Moving metric acts over an interval: use .over(t0, t1)")
@@ -116,7 +117,7 @@ class Moving(Metric):
         if rate is not None:
             return _matrix(rate(t1))
         derivative = _matrix(time_derivative(self.C, t1))
-        if not derivative.any() and self._increment(t0, t1).any():
+        if not tensor_of(derivative).any() and tensor_of(self._increment(t0, t1)).any():
             raise TypeError("C(t) changes but its automatic derivative is 0: write it in torch, or pass rate=")
         return derivative
 
@@ -155,12 +156,16 @@ class Entropic(Metric):
 def time_derivative(C: Callable[[Any], Any], t: float | Tensor) -> Any:
     """Ċ at t by automatic differentiation."""
     try:
-        return torch.func.jvp(lambda s: torch.as_tensor(C(s)), *_unit_time(t))[1]
+        now = C(t)
+        rate = torch.func.jvp(lambda s: torch.as_tensor(tensor_of(C(s))), *_unit_time(t))[1]
     except TypeError as error:
         raise TypeError("C(t) must accept a tensor t to be differentiated: write it in torch, or pass rate=") from error
+    return now.with_values(rate) if isinstance(now, Spectral) else rate
 
 
-def _matrix(value: Any) -> Tensor:
+def _matrix(value: Any) -> Any:
+    if isinstance(value, Spectral):
+        return value
     tensor = as_float(value, "C(t)")
     return tensor * torch.eye(1, dtype=tensor.dtype, device=tensor.device) if tensor.ndim == 0 else tensor
 

@@ -6,6 +6,7 @@ from .choose import choose, explain
 from .convex import Convex, FrozenWarning
 from .descent import Descent
 from .gaussian_map import GaussianMap
+from .modes import Modes
 from .quantile import Quantile
 from .scaling import Scaling
 
@@ -17,6 +18,7 @@ __all__ = [
     "Descent",
     "FrozenWarning",
     "GaussianMap",
+    "Modes",
     "Out",
     "Quantile",
     "Scaling",

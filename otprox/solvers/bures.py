@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..functionals import Functional
-from ..measures import Gaussian, Measure
+from ..measures import Gaussian, Measure, Spectral
 from ..measures.spd import Divided, Spectrum, symmetrise, whiten
 from ..metrics import Entropic, Metric, Moving, Wasserstein
 from .base import OnFailure, Out, Stats, exact, report
@@ -54,6 +54,8 @@ class Bures:
     def _read(self, F: Functional, metric: Metric, mu: Measure) -> QuadraticForm | str:
         if not isinstance(mu, Gaussian):
             return f"it works on a Gaussian, not on {type(mu).__name__}"
+        if isinstance(mu.cov, Spectral):
+            return "it works on dense covariances; Modes takes Spectral ones"
         if isinstance(metric, Moving) or (isinstance(metric, Entropic) and isinstance(metric.base, Moving)):
             return "a Moving metric needs the interval of its step: metric.over(t0, t1)"
         if not isinstance(metric, Wasserstein | Entropic):

@@ -9,10 +9,11 @@ from .base import Solver
 from .bures import Bures
 from .convex import Convex
 from .descent import Descent
+from .modes import Modes
 from .quantile import Quantile
 from .scaling import Scaling
 
-ORDER: list[Solver] = [Bures(), Quantile(), Scaling(), Convex(), Descent()]
+ORDER: list[Solver] = [Bures(), Modes(), Quantile(), Scaling(), Convex(), Descent()]
 
 
 def choose(F: Functional, metric: Metric, mu: Measure) -> Solver:

@@ -16,6 +16,7 @@ from ..functionals import Functional
 from ..functionals.atom import Atom, NotConvex
 from ..functionals.base import offers
 from ..measures import Density, Measure, Quantiles
+from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein
 from .base import ConvergenceError, OnFailure, Out, Stats, check_tau, report, require
 from .programs import (
@@ -218,7 +219,7 @@ def _ground_cost(metric: Wasserstein, mu: Density) -> tuple[Tensor, Tensor]:
     items = mu.batch.numel()
     if metric.Q is None:
         return z.new_ones(items, 1), z.square().sum(-1)[None]
-    precision = torch.linalg.inv(metric.mobility(mu).detach().double().cpu())
+    precision = torch.linalg.inv(dense(metric.mobility(mu)).detach().double().cpu())
     a, b = torch.triu_indices(mu.dim, mu.dim)
     q = precision[..., a, b] * torch.where(a == b, 1.0, 2.0)
     return q.expand(*mu.batch, -1).reshape(items, -1), (z[..., a] * z[..., b]).movedim(-1, 0)

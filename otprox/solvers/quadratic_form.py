@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..functionals import Entropy, Functional, Potential, Quadratic
-from ..measures import Gaussian
+from ..measures import Gaussian, Spectral
+from ..measures.covariance import alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +46,13 @@ def read(F: Functional, mu: Gaussian) -> QuadraticForm | str:
 
 def _known(V: Quadratic, mu: Gaussian) -> tuple[Tensor, Tensor] | str:
     P, m = V.precision, mu.mean
+    if isinstance(mu.cov, Spectral) and not isinstance(P, Spectral):
+        return "V has a dense precision, the Gaussian a Spectral one; use Quadratic(mean, precision=Spectral(...))"
     if P.shape[-1] != mu.dim:
         return f"V lives in dimension {P.shape[-1]} and the Gaussian in dimension {mu.dim}"
     if P.dtype != m.dtype or P.device != m.device:
         return f"V is {P.dtype} on {P.device}, the Gaussian {m.dtype} on {m.device}; convert one of them with .to(...)"
-    return (P @ (m - V.mean)[..., None])[..., 0], P
+    return (P @ (m - V.mean)[..., None])[..., 0], alike(P, mu.cov)
 
 
 def _probed(V: Callable[[Tensor], Tensor], mu: Gaussian) -> tuple[Tensor, Tensor] | str:

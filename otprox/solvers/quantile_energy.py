@@ -167,7 +167,7 @@ def derivatives(f: Potential, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """V, V', V'' at points (*batch, m, 1), each (*batch, m), by automatic differentiation; at once for a Quadratic."""
     if isinstance(f.V, Quadratic):
         V = f.V
-        z, p = (points - V.mean[..., None, :])[..., 0], V.precision[..., 0]
+        z, p = (points - V.mean[..., None, :])[..., 0], dense(V.precision)[..., 0]
         constant = V.constant[..., None] if isinstance(V.constant, Tensor) else V.constant
         return tuple(t.detach() for t in (0.5 * p * z * z + constant, p * z, p.expand_as(z)))  # type: ignore[return-value]
     with torch.enable_grad():

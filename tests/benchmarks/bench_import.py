@@ -1,4 +1,4 @@
-"""Time of `import otprox` beside `import torch`, each in fresh processes, taken in turn; the claim is a ratio below 1.3."""
+"""Time of `import otprox` beside `import torch`, in fresh processes, in turn; the claim is a ratio below 1.3."""
 
 from __future__ import annotations
 
