@@ -170,7 +170,7 @@ def derivatives(f: Potential, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         V = f.V
         z, p = (points - V.mean[..., None, :])[..., 0], dense(V.precision)[..., 0]
         constant = V.constant[..., None] if isinstance(V.constant, Tensor) else V.constant
-        return tuple(t.detach() for t in (0.5 * p * z * z + constant, p * z, p.expand_as(z)))
+        return tuple(t.detach() for t in (0.5 * p * z * z + constant, p * z, p.expand_as(z)))  # type: ignore[return-value]
     with torch.enable_grad():
         y = points.detach().requires_grad_()
         v = f.value(y)
