@@ -2,7 +2,7 @@
 
 from .covariances import Covariances, Family, HeatKernel, PauliVillars
 from .estimates import Estimate, Method
-from .fluctuations import Fluctuations, Importance
+from .fluctuations import Chains, Fluctuations, Importance
 from .models import FreeField, Phi4, SineGordon
 from .potential import AtScale, RenormalisedPotential
 from .routes import BesselSeries, ClosedForm, HermiteSites
@@ -10,6 +10,7 @@ from .routes import BesselSeries, ClosedForm, HermiteSites
 __all__ = [
     "AtScale",
     "BesselSeries",
+    "Chains",
     "ClosedForm",
     "Covariances",
     "Estimate",

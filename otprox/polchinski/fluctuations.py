@@ -55,6 +55,17 @@ class Whitened:
 
 
 @dataclass(frozen=True, eq=False)
+class Chains:
+    """Where the chains of each field stand: η (chains, *batch, n, N) in whitened units, and their steps (*batch, n).
+
+    Whitened, they stay near the fluctuation measure when C and φ change a little: a start for the next ones.
+    """
+
+    eta: Tensor
+    step: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Fluctuations:
     """Sampling of the fluctuation measure ∝ e^{−V₀(φ+ζ)}g_C(dζ), many independent chains for each field φ at once.
 
@@ -83,9 +94,17 @@ class Fluctuations:
     def gradient(self, V0: Any, C: Matrix, phi: Tensor) -> Estimate:
         return self.expect(V0, C, phi, lambda psi: gradient_of(V0, psi))
 
+    def resume(self, V0: Any, C: Matrix, phi: Tensor, last: Chains | None = None) -> tuple[Estimate, Chains]:
+        """∇V_C(φ) from where the chains of a nearby φ and C stand, with an eighth of the burn; and where they stop.
+
+        For paths of fields in small steps. Without `last`, or where its shape does not fit, from N(0, C) as `gradient`.
+        """
+        target = Whitened(V0, root(C), phi)
+        means, acceptance, spread, chains = self._run(target, lambda psi: gradient_of(V0, psi), last)
+        return self._over_chains(means, acceptance, spread), chains
+
     def expect(self, V0: Any, C: Matrix, phi: Tensor, f: Fields) -> Estimate:
-        means, acceptance, spread = self._run(Whitened(V0, root(C), phi), f)
-        return self._over_chains(means, acceptance, spread)
+        return self._over_chains(*self._run(Whitened(V0, root(C), phi), f)[:3])
 
     def value(self, V0: Any, C: Matrix, phi: Tensor) -> Estimate:
         node, weight = gauss_unit(self.temperatures, phi)
@@ -93,12 +112,13 @@ class Fluctuations:
         levels = phi.expand(self.temperatures, *phi.shape)
         column = (-1, *[1] * (phi.ndim - 1))
         target = Whitened(V0, root(C), levels, beta.reshape(column))
-        means, acceptance, spread = self._run(target, scalar_potential(V0, "V0"))
+        means, acceptance, spread, _ = self._run(target, scalar_potential(V0, "V0"))
         return self._over_chains((weight.reshape(column) * means).sum(1), acceptance.amin(0), spread.amax(0))
 
-    def _run(self, target: Whitened, f: Fields) -> tuple[Tensor, Tensor, Tensor]:
-        """Means of f over each chain, the acceptance for each φ, and the largest R̂ of the sites of each φ."""
-        eta, step = self._burn_in(target)
+    @torch.no_grad()
+    def _run(self, target: Whitened, f: Fields, last: Chains | None = None) -> tuple[Tensor, Tensor, Tensor, Chains]:
+        """Means of f over each chain, the acceptance for each φ, the largest R̂ of the sites of each φ, and the ends."""
+        eta, step = self._burn_in(target, last)
         total = first = second = accepted = target.phi.new_zeros(())
         for _ in range(self.samples):
             eta, rate = self._trajectory(target, eta, step)
@@ -107,17 +127,22 @@ class Fluctuations:
         mean = first / self.samples
         within = (second / self.samples - mean.square()).mean(0) * self.samples / (self.samples - 1)
         ratio = mean.var(0) / within.clamp_min(torch.finfo(mean.dtype).tiny)
-        return total / self.samples, accepted / self.samples, (1 - 1 / self.samples + ratio).sqrt().amax(-1)
+        spread = (1 - 1 / self.samples + ratio).sqrt().amax(-1)
+        return total / self.samples, accepted / self.samples, spread, Chains(eta, step)
 
     def _over_chains(self, means: Tensor, acceptance: Tensor, spread: Tensor) -> Estimate:
         error = means.std(0) / math.sqrt(self.chains)
         return _warned(Estimate(means.mean(0), error, acceptance=acceptance, spread=spread))
 
-    def _burn_in(self, target: Whitened) -> tuple[Tensor, Tensor]:
-        """Chains from N(0, C), and a step for each φ tuned on the way to the acceptance that leapfrog likes."""
+    def _burn_in(self, target: Whitened, last: Chains | None) -> tuple[Tensor, Tensor]:
+        """Chains from N(0, C), or from `last`, and a step for each φ tuned to the acceptance that leapfrog likes."""
         longest = 0.5 * math.pi / self.leaps  # a quarter turn, which would make a trajectory independent if V₀ were 0
-        eta, step = target.start(self.chains, self.generator), target.phi.new_full(target.phi.shape[:-1], longest)
-        for k in range(self.burn):
+        if last is not None and last.eta.shape == (self.chains, *target.phi.shape):
+            eta, step, done, count = last.eta, last.step, self.burn, max(1, self.burn // 8)
+        else:
+            eta, done, count = target.start(self.chains, self.generator), 0, self.burn
+            step = target.phi.new_full(target.phi.shape[:-1], longest)
+        for k in range(done, done + count):
             eta, rate = self._trajectory(target, eta, step)
             step = (step * torch.exp((rate.mean(0) - TARGET) / math.sqrt(1 + k))).clamp_max(longest)
         return eta, step
@@ -173,6 +198,7 @@ class Importance:
         error = (w * (values - mean)).square().sum(0).sqrt()
         return _warned(Estimate(mean, error, ess=ess))
 
+    @torch.no_grad()
     def _draw(self, V0: Any, C: Matrix, phi: Tensor) -> tuple[Tensor, Tensor]:
         target = Whitened(V0, root(C), phi)
         eta = target.start(self.samples, self.generator)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..functionals.base import differentiate
 from ..measures import Field
@@ -24,7 +25,8 @@ class AtScale:
     """V_C(φ) = −log E e^{−V₀(φ+ζ)}, ζ ~ N(0, C), as a callable (*batch, n, N) -> (*batch, n).
 
     C = 0 gives V₀. `method` is the first that supports V₀ of closed form, series and quadrature unless given; larger
-    lattices need method=Fluctuations(generator). Without sampling it is differentiable by autograd.
+    lattices need method=Fluctuations(generator). Differentiable by autograd: once where it is sampled, by its estimated
+    gradient.
 
     >>> from otprox.polchinski import Phi4
     >>> V = AtScale(Phi4(1.0, -1.0), torch.tensor([[0.25]], dtype=torch.float64))
@@ -40,6 +42,8 @@ class AtScale:
         object.__setattr__(self, "method", choose(self.V0, self.C.shape[-1], self.method))
 
     def __call__(self, phi: Tensor) -> Tensor:
+        if phi.requires_grad and isinstance(self.method, Fluctuations | Importance):
+            return _Sampled.apply(phi, self)
         return self.estimate(phi).value
 
     def gradient(self, phi: Tensor) -> Tensor:
@@ -53,6 +57,22 @@ class AtScale:
     def estimate_gradient(self, phi: Tensor) -> Estimate:
         """∇V_C with its error bar."""
         return self.method.gradient(self.V0, self.C, phi)  # type: ignore[union-attr]
+
+
+class _Sampled(torch.autograd.Function):
+    """A sampled V_C whose derivative is the sampled gradient, not that of the samples."""
+
+    @staticmethod
+    def forward(ctx: Any, phi: Tensor, V: AtScale) -> Tensor:
+        ctx.V = V
+        ctx.save_for_backward(phi)
+        return V.estimate(phi.detach()).value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (phi,) = ctx.saved_tensors
+        return grad[..., None] * ctx.V.estimate_gradient(phi.detach()).value, None
 
 
 @dataclass(frozen=True, eq=False)

@@ -167,7 +167,7 @@ def test_potentials_compose():
 
 
 def test_semigroup_preserves_one_and_composes():
-    V = RenormalisedPotential(Phi4(1.0, -1.0), HeatKernel(1.0))
+    V = RenormalisedPotential(Phi4(1.0, -1.0), HeatKernel(1.0), HermiteSites(80))
     phi = torch.tensor([[0.0], [0.8], [-1.7]])
     one = V.semigroup(0.2, 0.9, lambda x: torch.ones_like(x[..., 0]), phi).value
     torch.testing.assert_close(one, torch.ones(3))
@@ -176,7 +176,7 @@ def test_semigroup_preserves_one_and_composes():
         return torch.sin(x[..., 0])
 
     halfway = V.semigroup(0.5, 0.9, lambda x: V.semigroup(0.2, 0.5, f, x).value, phi).value
-    torch.testing.assert_close(halfway, V.semigroup(0.2, 0.9, f, phi).value, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(halfway, V.semigroup(0.2, 0.9, f, phi).value, rtol=1e-8, atol=1e-8)
 
 
 def test_semigroup_from_zero_to_infinity_is_the_measure():
@@ -261,7 +261,7 @@ def test_free_field_on_a_lattice_by_sampling(mass2: float):
     V = AtScale(field, C(t))
     torch.testing.assert_close(V(phi), dense(phi), rtol=1e-11, atol=1e-10)
     torch.testing.assert_close(V.gradient(phi), dense.gradient(phi), rtol=1e-10, atol=1e-11)
-    method = Fluctuations(rng(7), chains=16, samples=32, burn=48)
+    method = Fluctuations(rng(7), chains=16, samples=24, burn=32, temperatures=8)
     z = scores(method.gradient(field, C(t), phi), V.gradient(phi))
     assert 0.85 < z.square().mean().sqrt() < 1.25
     assert scores(method.value(field, C(t), phi), V(phi)).abs().max() < 4
@@ -322,6 +322,26 @@ def test_semigroup_of_the_gradient_on_a_lattice():
     V, sampled = RenormalisedPotential(field, C), RenormalisedPotential(field, C, Fluctuations(rng(14)))
     estimate = sampled.semigroup(0.2, 0.7, lambda x: V.gradient(0.2, x), phi)
     assert 0.75 < scores(estimate, V.gradient(0.7, phi)).square().mean().sqrt() < 1.3
+
+
+def test_resumed_chains_follow_a_path_of_fields():
+    """φ and t move in small steps, with chains that are short once they run: the error bars stay honest."""
+    V0, method, chains, z = Phi4(1.0, -1.0), Fluctuations(rng(16), samples=24), None, []
+    phi = torch.linspace(-1.5, 1.5, 40)[:, None] * torch.tensor([1.0, -0.5])
+    for k in range(5):
+        C, field = PAIR(0.3 + 0.05 * k), phi + 0.1 * k
+        estimate, chains = method.resume(V0, C, field, chains)
+        z.append(((estimate.value - AtScale(V0, C, HermiteSites(40)).gradient(field)) / estimate.error)[:, 0])
+    assert 0.8 < torch.cat(z).square().mean().sqrt() < 1.25
+    fresh, _ = method.resume(V0, C, field[:3], chains)  # another shape starts afresh
+    assert fresh.value.shape == (3, 2)
+
+
+def test_a_sampled_potential_has_the_sampled_gradient():
+    V = AtScale(Phi4(1.0, -1.0), PAIR(0.5), Fluctuations(rng(17)))
+    exactly = AtScale(Phi4(1.0, -1.0), PAIR(0.5)).gradient(CORNERS)
+    assert (differentiate(V, CORNERS, "V") - exactly).abs().max() < 5 * V.estimate_gradient(CORNERS).error.max()
+    assert not V.estimate_gradient(CORNERS.clone().requires_grad_()).value.requires_grad
 
 
 def test_sampling_is_reproducible_and_keeps_the_dtype():
