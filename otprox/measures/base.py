@@ -226,7 +226,7 @@ def check_noise(cov: Tensor, mu: Measure) -> None:
     check_alike(cov, "the covariance of the noise", mu.anchor)
     variance = cov.diagonal(dim1=-2, dim2=-1).min().item()
     if variance < 0:
-        raise ValueError(f"the covariance of the noise must be positive semi-definite; it has a variance {variance:.6g}")
+        raise ValueError(f"noise must have a positive semi-definite covariance; this one has a variance {variance:.6g}")
 
 
 def check_weights(w: Tensor, name: str, tolerance: float = 1e-5) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import pairwise
 from . import covariance
-from .base import Field, Measure, Tangent, Velocity, as_float
+from .base import Field, Measure, Tangent, Velocity, as_float, check_noise, common_batch
 from .cells import gaussian_masses
 from .covariance import Matrix, as_matrix
 from .density import Density
@@ -131,6 +131,8 @@ class Gaussian(Measure):
         return self.with_state(mean=mean, cov=cov)
 
     def diffuse(self, cov: Matrix, generator: torch.Generator | None = None) -> Gaussian:
+        if isinstance(cov, Tensor):
+            check_noise(cov, self)
         return self.with_matrix(self.mean, self.cov + cov)
 
     def state(self) -> dict[str, Tensor]:

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from .. import pairwise
 from ..domains import Domain, Euclidean
-from .base import Field, Measure, Tangent, Velocity, as_float, check_noise, check_weights, representation
+from .base import (
+    Field,
+    Measure,
+    Tangent,
+    Velocity,
+    as_float,
+    check_noise,
+    check_weights,
+    common_batch,
+    representation,
+)
 from .cells import histogram
 from .grid import Grid
 
@@ -44,7 +54,10 @@ class Particles(Measure):
             w = check_weights(_per_particle(w, "w", x), "weights w")
         if log_density is not None:
             log_density = _per_particle(log_density, "log_density", x)
-        object.__setattr__(self, "domain", Euclidean() if domain is None else domain)
+        domain = Euclidean() if domain is None else domain
+        if not isinstance(domain, Domain):
+            raise TypeError(f"domain must be Euclidean(), Torus(period) or Box(lower, upper), not {domain!r}")
+        object.__setattr__(self, "domain", domain)
         object.__setattr__(self, "x", self.domain.wrap(x))
         object.__setattr__(self, "w", w)
         object.__setattr__(self, "log_density", log_density)
@@ -85,8 +98,10 @@ class Particles(Measure):
         log_density = None
         if isinstance(y, tuple):
             y, log_det = y
-            if log_det.shape not in (self.w.shape, self.w.shape[:-1] + (1,)):
-                raise ValueError(f"log|det ∇T| must be {tuple(self.w.shape)}, one a particle, not {tuple(log_det.shape)}")
+            if common_batch("log|det ∇T|", log_det.shape, "x", self.w.shape) != self.w.shape:
+                raise ValueError(
+                    f"log|det ∇T| must be {tuple(self.w.shape)}, one a particle, not {tuple(log_det.shape)}"
+                )
             if self.log_density is not None:
                 log_density = self.log_density - log_det
         if y.shape != self.x.shape:

@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from otprox import Box, Entropy, GaussHermite, Gaussian, Particles, Potential, Quadratic, Samples, Wasserstein
+from otprox import (
+    Box,
+    Entropy,
+    Forward,
+    GaussHermite,
+    Gaussian,
+    Particles,
+    Potential,
+    Quadratic,
+    Samples,
+    Wasserstein,
+)
 from otprox.measures import Growth, Velocity
 
 
@@ -47,6 +58,11 @@ def test_the_batch_item_that_is_not_spd_is_named():
     covs[2, 0, 0] = -0.5
     with pytest.raises(ValueError, match="-0.5 in batch item 2"):
         Gaussian(torch.zeros(2), covs)
+
+
+def test_batches_that_do_not_broadcast_are_refused():
+    with pytest.raises(ValueError, match=r"mean has batch shape \(3,\) and cov has \(4,\)"):
+        Gaussian(torch.zeros(3, 2), torch.eye(2).expand(4, 2, 2))
 
 
 def test_mixed_dtypes_are_refused():
@@ -137,6 +153,31 @@ def test_nearest_affine_beats_every_other_affine_map():
 def test_diffusion_adds_covariances():
     mu = random_gaussian(3, 2)
     torch.testing.assert_close(mu.diffuse(0.5 * torch.eye(2)).cov, mu.cov + 0.5 * torch.eye(2))
+
+
+@pytest.mark.parametrize(
+    ("cov", "message"),
+    [
+        (torch.eye(1), "dimension 2"),
+        (torch.eye(3), "dimension 2"),
+        (torch.eye(2).expand(5, 2, 2), "batch shape"),
+        (-torch.eye(2), "a variance -1"),
+    ],
+)
+def test_noise_that_does_not_fit_is_refused(cov: Tensor, message: str):
+    generator = torch.Generator().manual_seed(0)
+    for mu in (random_gaussian(3, 2), Particles(torch.randn(7, 2))):
+        with pytest.raises(ValueError, match=message):
+            mu.diffuse(cov, generator)
+        with pytest.raises(TypeError, match="float32"):
+            mu.diffuse(torch.eye(2, dtype=torch.float32), generator)
+
+
+def test_forward_in_dimension_1000_needs_memory_for_its_nodes_only():
+    mu = Gaussian(torch.ones(1000), 2 * torch.eye(1000))
+    nu = Forward(Potential(lambda x: 0.5 * x.square().sum(-1)))(mu, 0.0, 0.1).mu
+    torch.testing.assert_close(nu.mean, 0.9 * mu.mean)
+    torch.testing.assert_close(nu.cov, 0.81 * mu.cov)
 
 
 def test_convolution_and_interaction_of_a_quadratic():
