@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..functionals import Quadratic
 from ..functionals.base import differentiate, scalar_potential
+from ..lattice import Lattice
 from ..measures.base import as_float
 from ..measures.spectral import Spectral
 from .modes import Matrix, Modes, apply, as_matrix, check_same, damp, resolve, root, sandwich, to_dense
@@ -94,7 +95,7 @@ class Phi4:
 
     g: float
     mu: float
-    lattice: Any = None
+    lattice: Lattice | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.g) and math.isfinite(self.mu)):
@@ -124,7 +125,7 @@ class SineGordon:
 
     z: float
     beta: float
-    lattice: Any = None
+    lattice: Lattice | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.z) and math.isfinite(self.beta)):
@@ -144,12 +145,12 @@ def gradient_of(V0: Interaction, phi: Tensor) -> Tensor:
     return own(phi) if own is not None else differentiate(scalar_potential(V0, "V0"), phi, "V0")
 
 
-def site_weight(lattice: Any, phi: Tensor, model: object) -> float:
+def site_weight(lattice: Lattice | None, phi: Tensor, model: object) -> float:
     """spacing^d, or 1 without a lattice; the number of sites of φ checked."""
     if lattice is None:
         return 1.0
-    check_sites(phi, math.prod(lattice.shape), model)
-    return float(lattice.spacing ** len(lattice.shape))
+    check_sites(phi, lattice.sites, model)
+    return lattice.spacing**lattice.dim
 
 
 def check_sites(phi: Tensor, sites: int, model: object) -> None:

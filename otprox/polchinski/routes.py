@@ -95,7 +95,7 @@ class BesselSeries:
     def supports(self, V0: Any, sites: int) -> str | None:
         if not isinstance(V0, SineGordon) or sites != 1:
             return "the series is for SineGordon on one site"
-        weight = 1.0 if V0.lattice is None else V0.lattice.spacing ** len(V0.lattice.shape)
+        weight = 1.0 if V0.lattice is None else V0.lattice.spacing**V0.lattice.dim
         return None if abs(V0.z * weight) <= 4 else f"the series loses too many digits at |z| = {abs(V0.z * weight):g}"
 
     def value(self, V0: SineGordon, C: Matrix, phi: Tensor) -> Estimate:

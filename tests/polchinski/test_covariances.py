@@ -247,6 +247,21 @@ def test_jko_step_in_the_moving_metric(family, rule):
     torch.testing.assert_close(step.cov, expected.cov, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("rule", ["end", "average"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_jko_step_on_a_lattice(family, rule):
+    """64 × 64 sites, mode by mode, without a matrix."""
+    M = lattice(64, 64)
+    C, mean = family(M), torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    mu = Gaussian(mean, M.with_values(1 / (1 + M.values)))
+    D = C.remaining(0.25)
+    step = Backward(0.5 * KL(Gaussian(0 * mean, 0.5 * D)), Moving(C, rule=rule))(mu, 0.2, 0.25).mu
+    q = C.rate(0.25) if rule == "end" else C.increment(0.2, 0.25) / 0.05
+    modes, variance = exact.form_a_modes(M.lattice.to_modes(mean), mu.cov.values, D.values, q.values, 0.05)
+    torch.testing.assert_close(M.lattice.to_modes(step.mean), modes, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(step.cov.values, variance, rtol=1e-9, atol=1e-12)
+
+
 def test_heat_in_the_moving_metric_adds_the_increment():
     C, mu = HeatKernel(RING), Gaussian([0.3, -0.2, 0.1], spd(4))
     new = Heat(0.5, Moving(C))(mu, 0.2, 0.5).mu

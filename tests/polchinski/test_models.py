@@ -21,19 +21,14 @@ RING = torch.tensor([[3.0, -1, -1], [-1, 3, -1], [-1, -1, 3]])
 SEEDS = st.integers(0, 10**6)
 
 
-class Box:
-    """What models ask of a lattice."""
-
-    shape = (3, 1)
-    spacing = 0.5
-
+BOX = Lattice((3, 1), spacing=0.5)
 
 MODELS = [
     FreeField(A, B, constant=0.3),
     Phi4(1.3, -0.7),
     SineGordon(0.8, 1.7),
-    Phi4(1.3, -0.7, Box()),
-    SineGordon(0.8, 1.7, Box()),
+    Phi4(1.3, -0.7, BOX),
+    SineGordon(0.8, 1.7, BOX),
 ]
 
 
@@ -52,7 +47,7 @@ def test_gradients_and_shapes(V0):
 def test_values():
     phi = torch.tensor([[1.0, 2.0, -1.0]])
     assert Phi4(2.0, 3.0)(phi).item() == pytest.approx(0.5 * 18 + 1.5 * 6)
-    assert Phi4(2.0, 3.0, Box())(phi).item() == pytest.approx(0.25 * (0.5 * 18 + 1.5 * 6))
+    assert Phi4(2.0, 3.0, BOX)(phi).item() == pytest.approx(0.25 * (0.5 * 18 + 1.5 * 6))
     assert SineGordon(2.0, 0.0)(phi).item() == 6.0
     assert FreeField(A, B)(phi).item() == pytest.approx(0.5 * (0.5 + 4 + 2 + 0.8) - 1.5)
     assert not FreeField(A)(torch.zeros(1, 3)).any()
@@ -139,7 +134,7 @@ def test_an_unstable_free_field_names_the_mode():
         FreeField(-1.01 * torch.eye(3)).check_limit(limit)
 
 
-@pytest.mark.parametrize("V0", [FreeField(A, B), Phi4(1.0, 1.0, Box()), SineGordon(1.0, 1.0, Box())])
+@pytest.mark.parametrize("V0", [FreeField(A, B), Phi4(1.0, 1.0, BOX), SineGordon(1.0, 1.0, BOX)])
 def test_fields_on_other_lattices_are_refused(V0):
     with pytest.raises(ValueError, match=f"this {type(V0).__name__} lives on 3 sites, the fields on 4"):
         V0(torch.zeros(1, 4))
