@@ -19,8 +19,8 @@ class Estimate:
     """A value with its standard error, which is 0 where a method has none to speak of (closed forms, quadrature).
 
     What sampling knows beside: `ess`, the effective number of weighted samples as a fraction of all; `acceptance` of
-    the Markov chains; `spread`, the largest Gelman–Rubin ratio R̂ of between-chain to within-chain spread, 1 when the
-    chains agree. All (*batch, n).
+    the Markov chains; `spread`, the Gelman–Rubin ratio R̂ of total to within-chain spread of the field over all sites,
+    1 when the chains agree. All (*batch, n).
     """
 
     value: Tensor

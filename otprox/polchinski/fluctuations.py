@@ -117,7 +117,7 @@ class Fluctuations:
 
     @torch.no_grad()
     def _run(self, target: Whitened, f: Fields, last: Chains | None = None) -> tuple[Tensor, Tensor, Tensor, Chains]:
-        """Means of f over each chain, the acceptance for each φ, the largest R̂ of the sites of each φ, and the ends."""
+        """Means of f over each chain, and for each φ the acceptance and R̂; and where the chains end."""
         eta, step = self._burn_in(target, last)
         total = first = second = accepted = target.phi.new_zeros(())
         for _ in range(self.samples):
@@ -126,8 +126,9 @@ class Fluctuations:
             first, second = first + eta, second + eta.square()
         mean = first / self.samples
         within = (second / self.samples - mean.square()).mean(0) * self.samples / (self.samples - 1)
-        ratio = mean.var(0) / within.clamp_min(torch.finfo(mean.dtype).tiny)
-        spread = (1 - 1 / self.samples + ratio).sqrt().amax(-1)
+        tiny = torch.finfo(mean.dtype).tiny
+        ratio = mean.var(0).sum(-1) / within.sum(-1).clamp_min(tiny)  # over all sites: their largest would be noise
+        spread = (1 - 1 / self.samples + ratio).sqrt()
         return total / self.samples, accepted / self.samples, spread, Chains(eta, step)
 
     def _over_chains(self, means: Tensor, acceptance: Tensor, spread: Tensor) -> Estimate:
