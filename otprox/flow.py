@@ -89,6 +89,8 @@ def flow(step: Step, mu: Measure, times: Iterable[float], progress: bool = False
     """
     if not isinstance(step, Step):
         raise TypeError(f"flow needs a Step such as Forward(F) >> Heat(), not a {type(step).__name__}")
+    if not isinstance(mu, Measure):
+        raise TypeError(f"flow starts from a Measure such as Particles(x), not a {type(mu).__name__}")
     grid = tuple(float(t) for t in times)
     if len(grid) < 2:
         raise ValueError(f"times must hold at least two instants, not {len(grid)}")

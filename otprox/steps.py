@@ -32,6 +32,8 @@ class Step(ABC):
         return ()
 
     def __rshift__(self, other: Step) -> Chain:
+        if not isinstance(other, Step):
+            return NotImplemented
         return Chain((*_links(self), *_links(other)))
 
 
@@ -45,6 +47,9 @@ class Forward(Step):
 
     F: Functional
     metric: Metric = field(default_factory=Wasserstein)
+
+    def __post_init__(self) -> None:
+        _check_nouns("Forward", self.F, self.metric)
 
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
         tau = step_size(t0, t1)
@@ -63,6 +68,11 @@ class Backward(Step):
     F: Functional
     metric: Metric = field(default_factory=Wasserstein)
     solver: Solver | None = None
+
+    def __post_init__(self) -> None:
+        _check_nouns("Backward", self.F, self.metric)
+        if isinstance(self.solver, type) or not isinstance(self.solver, Solver | None):
+            raise TypeError(f"solver must be a solver such as solvers.Convex(), not {self.solver!r}")
 
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
         tau = step_size(t0, t1)
@@ -159,6 +169,7 @@ class Flow(Step):
         object.__setattr__(self, "V", V)
 
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
+        self.V.check_fits(mu.dim, mu.anchor)
         tau, center = step_size(t0, t1), self.V.mean[..., None, :]
         decay, log_det = self._decay(mu, tau)
         if isinstance(mu, Gaussian):
@@ -199,6 +210,9 @@ class Strang(Step):
     a: Step
     b: Step
 
+    def __post_init__(self) -> None:
+        _check_steps(self.a, self.b)
+
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
         mid = (t0 + t1) / 2
         return _run(mu, [(self.a, t0, mid), (self.b, t0, t1), (self.a, mid, t1)], last)
@@ -217,12 +231,28 @@ class Halves(Step):
     a: Step
     b: Step
 
+    def __post_init__(self) -> None:
+        _check_steps(self.a, self.b)
+
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
         mid = (t0 + t1) / 2
         return _run(mu, [(self.a, t0, mid), (self.b, mid, t1)], last)
 
     def generators(self) -> tuple[torch.Generator, ...]:
         return _generators(self.a, self.b)
+
+
+def _check_nouns(step: str, F: Any, metric: Any) -> None:
+    if not isinstance(F, Functional):
+        raise TypeError(f"{step} needs a Functional such as Potential(V) or KL(V), not {F!r}")
+    if not isinstance(metric, Metric):
+        raise TypeError(f"{step} needs a Metric such as Wasserstein(Q), not {metric!r}")
+
+
+def _check_steps(*steps: Any) -> None:
+    for step in steps:
+        if not isinstance(step, Step):
+            raise TypeError(f"a composition is made of Steps such as Forward(F) and Heat(); {step!r} is not one")
 
 
 def step_size(t0: float, t1: float) -> float:

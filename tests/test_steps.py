@@ -143,6 +143,42 @@ def test_a_chain_that_changed_shape_starts_cold():
     torch.testing.assert_close(two(mu, 0.0, 0.1, out.stats).mu.cov, two(mu, 0.0, 0.1).mu.cov)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ox.Forward(lambda x: x.sum(-1)), "Functional such as Potential"),
+        (lambda: ox.Backward(lambda x: x.sum(-1)), "Functional such as Potential"),
+        (lambda: ox.Backward(ox.Entropy(), 3), "Metric such as Wasserstein"),
+        (lambda: ox.Backward(ox.Entropy(), solver=3), "solver must be"),
+        (lambda: ox.Backward(ox.Entropy(), solver=ox.solvers.Bures), "solver must be"),
+        (lambda: ox.Heat() >> 3, "unsupported operand"),
+        (lambda: ox.Strang(ox.Heat(), ox.Entropy()), "made of Steps"),
+        (lambda: ox.Halves(3, ox.Heat()), "made of Steps"),
+        (lambda: ox.flow(ox.Heat(), torch.zeros(3), [0.0, 1.0]), "starts from a Measure"),
+    ],
+)
+def test_nouns_of_another_kind_are_refused_when_composed(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "mu", [ox.Gaussian([1.0], [[1.0]]), ox.Particles([[0.5], [-0.5]]), ox.Quantiles([-1.0, 0.0, 1.0])]
+)
+def test_a_potential_that_is_not_finite_is_named(mu):
+    for V in (lambda x: (x + 1).sum(-1).log() * math.nan, lambda x: (0 * x).sum(-1) + math.inf):
+        with pytest.raises(ValueError, match="V is NaN or infinite at"):
+            ox.Forward(Potential(V))(mu, 0.0, 0.1)
+
+
+def test_flow_refuses_a_quadratic_that_does_not_fit():
+    mu = ox.Gaussian([0.0, 1.0], torch.eye(2))
+    with pytest.raises(ValueError, match="lives in dimension 1"):
+        ox.Flow(ox.Quadratic([0.0]))(mu, 0.0, 0.1)
+    with pytest.raises(TypeError, match="float32"):
+        ox.Flow(ox.Quadratic(torch.zeros(2, dtype=torch.float32)))(mu, 0.0, 0.1)
+
+
 def test_refusals():
     mu, cloud = ox.Gaussian([0.0], [[1.0]]), particles()
     for t0, t1 in ((0.0, 0.0), (1.0, 0.0), (0.0, math.nan)):
@@ -163,7 +199,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="same shape"):
         ox.Drift(lambda t, mu, x: x[..., 0])(cloud, 0.0, 0.1)
     with pytest.raises(ValueError, match="Forward\\(Potential\\).*non-finite"):
-        ox.Forward(Potential(lambda x: (x * math.nan).sum(-1)))(mu, 0.0, 0.1)
+        ox.Forward(Potential(lambda x: (0 * x).norm(dim=-1).sqrt()))(cloud, 0.0, 0.1)
     with pytest.raises(TypeError, match="autograd"):
         ox.Forward(Potential(lambda x: x.detach().sum(-1)))(cloud, 0.0, 0.1)
     with pytest.raises(ValueError, match="\\(200, 2\\) gave"):

@@ -328,6 +328,11 @@ def differentiate(f: Field, x: Tensor, what: str) -> Tensor:
                 f"{what} is not differentiable by autograd: write it with torch operations, without .detach(), "
                 ".item() or NumPy"
             )
+        if not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).sum())
+            raise ValueError(
+                f"{what} is NaN or infinite at {bad} of {values.numel()} points where its gradient is taken"
+            )
         (g,) = torch.autograd.grad(values.sum(), y, create_graph=x.requires_grad)
     return g
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..measures import Density, Gaussian, Measure, Quantiles
-from ..measures.base import as_float
+from ..measures.base import as_float, check_alike
 from ..measures.covariance import Matrices, alike, as_matrix, dense, expand, inner, inverse, logdet
 from ..measures.spectral import Spectral
 from .atom import Atom, NotConvex, curvature_root, nonnegative, squared_distance
@@ -134,20 +134,22 @@ class Quadratic:
         return cls(target.mean, precision=inverse(target.cov), constant=constant)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.mean.shape[-1]:
-            raise ValueError(f"this Quadratic lives in dimension {self.mean.shape[-1]}, the points in {x.shape[-1]}")
+        self.check_fits(x.shape[-1], x)
         z = x - self.mean[..., None, :]
         constant = self.constant[..., None] if isinstance(self.constant, Tensor) else self.constant
         return 0.5 * (z * (z @ self.precision)).sum(-1) + constant
 
     def moments(self, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if mean.shape[-1] != self.mean.shape[-1]:
-            raise ValueError(
-                f"this Quadratic lives in dimension {self.mean.shape[-1]}, the Gaussian in {mean.shape[-1]}"
-            )
+        self.check_fits(mean.shape[-1], mean)
         shift = (self.precision @ (mean - self.mean)[..., None])[..., 0]
         value = 0.5 * ((mean - self.mean) * shift).sum(-1) + 0.5 * inner(self.precision, cov) + self.constant
         return value, shift, expand(alike(self.precision, cov), mean.shape[:-1])
+
+    def check_fits(self, dim: int, like: Tensor) -> None:
+        """Refuse a measure of another dimension, dtype or device."""
+        if dim != self.mean.shape[-1]:
+            raise ValueError(f"this Quadratic lives in dimension {self.mean.shape[-1]}, the measure in {dim}")
+        check_alike(self.mean, "this Quadratic", like)
 
     @property
     def curvatures(self) -> tuple[float, float]:
