@@ -330,9 +330,7 @@ def differentiate(f: Field, x: Tensor, what: str) -> Tensor:
             )
         if not torch.isfinite(values).all():
             bad = int((~torch.isfinite(values)).sum())
-            raise ValueError(
-                f"{what} is NaN or infinite at {bad} of {values.numel()} points where its gradient is taken"
-            )
+            raise ValueError(f"{what} is non-finite, NaN or infinite, at {bad} of {values.numel()} points")
         (g,) = torch.autograd.grad(values.sum(), y, create_graph=x.requires_grad)
     return g
 

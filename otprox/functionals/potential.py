@@ -57,7 +57,7 @@ class Potential(Functional):
         return self.value(mu.points if x is None else x)
 
     def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
-        return differentiate(self.value, mu.points if x is None else x, "V")
+        return differentiate(self.value, mu.points if x is None else x, "Potential's V")
 
     def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
         if isinstance(self.V, GaussianMoments):
