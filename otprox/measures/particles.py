@@ -18,6 +18,7 @@ from .base import (
     Tangent,
     Velocity,
     as_float,
+    check_alike,
     check_noise,
     check_weights,
     common_batch,
@@ -25,6 +26,7 @@ from .base import (
 )
 from .cells import histogram
 from .grid import Grid
+from .spectral import Spectral
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,17 +118,14 @@ class Particles(Measure):
             return self.push(lambda x: x + tau * v(x))
         return self.push(lambda x: (x + tau * v(x), _log_det(v, x, tau)))
 
-    def diffuse(self, cov: Tensor, generator: torch.Generator | None = None) -> Particles:
-        """Add N(0, cov) noise to every particle. Needs a generator; a carried log-density is lost."""
+    def diffuse(self, cov: Any, generator: torch.Generator | None = None) -> Particles:
+        """Add N(0, cov) noise to every particle, cov a matrix or a Spectral. Needs a generator; a carried log-density is
+        lost."""
         if generator is None:
             raise ValueError("noise on Particles needs an explicit generator: Heat(generator=torch.Generator())")
-        check_noise(cov, self)
+        root = _root(cov, self)
         z = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
-        factor, info = torch.linalg.cholesky_ex(cov)
-        if info.any():  # cov singular, for instance degenerate noise: the symmetric root
-            values, vectors = torch.linalg.eigh(cov)
-            factor = vectors * values.clamp_min(0).sqrt()[..., None, :]
-        return self.with_state(x=self.domain.wrap(self.x + z @ factor.mT), log_density=None)
+        return self.with_state(x=self.domain.wrap(self.x + z @ root.mT), log_density=None)
 
     def to_particles(self, n: int, generator: torch.Generator) -> Particles:
         """n particles of equal weight drawn from these with replacement, each with probability w."""
@@ -152,6 +151,19 @@ class Particles(Measure):
 
     def expect_log(self, u: Field) -> Tensor:
         return (self.w * u(self.log_prob())).sum(-1)
+
+
+def _root(cov: Any, mu: Particles) -> Any:
+    """L with LLᵀ = cov, for noise on μ."""
+    if isinstance(cov, Spectral):
+        check_alike(cov.values, "the covariance of the noise", mu.x)
+        return cov.sqrt()
+    check_noise(cov, mu)
+    factor, info = torch.linalg.cholesky_ex(cov)
+    if info.any():  # cov singular, for instance degenerate noise: the symmetric root
+        values, vectors = torch.linalg.eigh(cov)
+        factor = vectors * values.clamp_min(0).sqrt()[..., None, :]
+    return factor
 
 
 def _per_particle(value: Any, name: str, x: Tensor) -> Tensor:
