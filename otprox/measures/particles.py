@@ -119,8 +119,7 @@ class Particles(Measure):
         return self.push(lambda x: (x + tau * v(x), _log_det(v, x, tau)))
 
     def diffuse(self, cov: Any, generator: torch.Generator | None = None) -> Particles:
-        """Add N(0, cov) noise to every particle, cov a matrix or a Spectral. Needs a generator; a carried log-density is
-        lost."""
+        """Add N(0, cov) noise to every particle, cov a matrix or a Spectral. Needs a generator; drops a log-density."""
         if generator is None:
             raise ValueError("noise on Particles needs an explicit generator: Heat(generator=torch.Generator())")
         root = _root(cov, self)
