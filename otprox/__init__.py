@@ -15,7 +15,8 @@ from .functionals import (
     Quadratic,
     Varying,
 )
-from .measures import Density, GaussHermite, Gaussian, Grid, Measure, Particles, Quantiles, Samples
+from .lattice import Lattice
+from .measures import Density, GaussHermite, Gaussian, Grid, Measure, Particles, Quantiles, Samples, Spectral
 from .metrics import Entropic, Metric, Moving, Wasserstein
 from .steps import Backward, Chain, Drift, Flow, Forward, Halves, Heat, Step, Strang
 
@@ -40,6 +41,7 @@ __all__ = [
     "Halves",
     "Heat",
     "Interaction",
+    "Lattice",
     "Measure",
     "Metric",
     "Moving",
@@ -50,6 +52,7 @@ __all__ = [
     "Quadratic",
     "Quantiles",
     "Samples",
+    "Spectral",
     "Step",
     "Strang",
     "Tick",

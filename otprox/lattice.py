@@ -40,7 +40,7 @@ class Lattice:
         return math.prod(self.shape)
 
     def wave_numbers(self, like: Tensor) -> Tensor:
-        """Angular wave numbers 2πk/(n·spacing) in (−π/spacing, π/spacing], (N, d), in the order of the modes."""
+        """Angular wave numbers 2πk/(n·spacing) in [−π/spacing, π/spacing), (N, d), in the order of the modes."""
         axes = [
             2 * math.pi / self.spacing * torch.fft.fftfreq(n, dtype=like.dtype, device=like.device) for n in self.shape
         ]
@@ -51,6 +51,16 @@ class Lattice:
         p = self.wave_numbers(like)
         return (4 / self.spacing**2 * torch.sin(p * self.spacing / 2).square()).sum(-1)
 
+    def symbol(self, mass2: float | Tensor, like: Tensor) -> Tensor:
+        """Eigenvalues of −Δ + mass2, (N,), in the order of the modes."""
+        return self.laplacian(like) + mass2
+
+    def mode_name(self, k: int) -> str:
+        """Which mode k is, for messages."""
+        indices = torch.unravel_index(torch.tensor(k), self.shape)
+        signed = [int(i) - n * (2 * int(i) > n) for i, n in zip(indices, self.shape, strict=True)]
+        return f"mode {k} of {self.sites} (wave vector {tuple(signed)})"
+
     def to_modes(self, x: Tensor) -> Tensor:
         """Coefficients (*batch, N) of fields (*batch, N) in the Hartley basis; its own inverse, O(N log N)."""
         if x.shape[-1] != self.sites:
@@ -58,6 +68,10 @@ class Lattice:
         axes = tuple(range(-self.dim, 0))
         transform = torch.fft.fftn(x.reshape(*x.shape[:-1], *self.shape), dim=axes, norm="ortho")
         return (transform.real - transform.imag).reshape(x.shape)
+
+    def from_modes(self, c: Tensor) -> Tensor:
+        """Fields (*batch, N) from their coefficients: the same transform."""
+        return self.to_modes(c)
 
     def reflect(self, values: Tensor) -> Tensor:
         """values at −k in place of k, (*batch, N)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .flow import Observer, Tick
 from .functionals import KL, Functional
-from .measures import Gaussian, Measure, distance
+from .measures import Gaussian, Measure, Spectral, distance
 from .measures.covariance import factor_inverse, solve_rows, trace
 from .metrics import Metric, Wasserstein
 
@@ -26,8 +26,9 @@ def mean(tick: Tick) -> Tensor:
 
 
 def covariance(tick: Tick) -> Tensor:
-    """Covariance, (*batch, d, d)."""
-    return tick.after.cov
+    """Covariance, (*batch, d, d); of a field with a Spectral one its first row, the two-point function, (*batch, N)."""
+    cov: Any = tick.after.cov
+    return cov.row() if isinstance(cov, Spectral) else cov
 
 
 def converged(tick: Tick) -> Tensor:

@@ -16,6 +16,7 @@ def test_modes_are_an_orthonormal_involution(lattice):
     c = lattice.to_modes(x)
     torch.testing.assert_close(lattice.to_modes(c), x)
     torch.testing.assert_close(c.square().sum(-1), x.square().sum(-1))
+    torch.testing.assert_close(lattice.from_modes(c), x)
     torch.testing.assert_close(lattice.reflect(lattice.reflect(x)), x)
 
 
@@ -25,8 +26,14 @@ def test_the_laplacian_is_the_sum_of_second_differences(lattice):
     field, want = x.reshape(lattice.shape), torch.zeros(lattice.shape)
     for axis in range(lattice.dim):
         want += (2 * field - field.roll(1, axis) - field.roll(-1, axis)) / lattice.spacing**2
-    got = lattice.to_modes(lattice.laplacian(x) * lattice.to_modes(x))
+    got = lattice.from_modes(lattice.laplacian(x) * lattice.to_modes(x))
     torch.testing.assert_close(got, want.flatten())
+    torch.testing.assert_close(lattice.symbol(2.5, x), lattice.laplacian(x) + 2.5)
+
+
+def test_modes_are_named_by_their_wave_vector():
+    assert Lattice((3, 4)).mode_name(11) == "mode 11 of 12 (wave vector (-1, -1))"
+    assert Lattice(4).mode_name(2) == "mode 2 of 4 (wave vector (2,))"
 
 
 def test_wave_numbers_tend_to_the_continuum():

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..measures import Density, Gaussian, Measure, Quantiles
 from ..measures.base import as_float, check_alike
-from ..measures.covariance import Matrices, alike, as_matrix, dense, expand, inner, inverse, logdet
-from ..measures.spectral import Spectral
+from ..measures.covariance import Matrices, alike, as_matrix, dense, eigenvalues, expand, inner, inverse, logdet
 from .atom import Atom, NotConvex, curvature_root, nonnegative, squared_distance
 from .base import Functional, differentiate, scalar_potential
 
@@ -154,6 +153,5 @@ class Quadratic:
     @property
     def curvatures(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue of the precision."""
-        P = self.precision
-        values = P.values.detach() if isinstance(P, Spectral) else torch.linalg.eigvalsh(P.detach())
+        values = eigenvalues(self.precision).detach()
         return values.min().item(), values.max().item()

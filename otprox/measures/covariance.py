@@ -28,18 +28,28 @@ def as_matrix(value: Any, name: str, like: Tensor | None = None, *, definite: bo
     if like is not None:
         check_alike(value.values, name, like)
     if definite and not (value.values > 0).all():
-        k = int(value.values.flatten(0, -2).amin(0).argmin()) if value.values.ndim > 1 else int(value.values.argmin())
-        p = tuple(round(x, 6) for x in value.lattice.wave_numbers(value.values)[k].tolist())
-        raise ValueError(
-            f"{name} must be symmetric positive definite; smallest eigenvalue is {value.values.min().item():.3g}, at "
-            f"mode {k} with wave number {p}"
-        )
+        raise ValueError(f"{name} must be symmetric positive definite; {value.lowest()}")
     return value
 
 
 def cholesky(matrix: Any) -> Any:
     """A factor L with LLᵀ = matrix: lower triangular when dense, the symmetric root when Spectral."""
     return matrix.sqrt() if isinstance(matrix, Spectral) else torch.linalg.cholesky(matrix)
+
+
+def slope(L: Any, z: Tensor, w: Tensor, values: Tensor) -> Any:
+    """J for which z ↦ JLz is nearest to `values` (*batch, n, d) at centred nodes z (n, d) of weights w.
+
+    For a factor L of `cholesky` and a rule with Σ w zzᵀ = I it is E[v zᵀ]L⁻¹, E ∇v by Stein's lemma. For a Spectral L
+    it is the nearest translation-invariant J, by regression in each pair of modes ±k: exact for such fields on any
+    nodes.
+    """
+    if not isinstance(L, Spectral):
+        products = values.mT @ (w[:, None] * z)
+        return torch.linalg.solve_triangular(L, products, upper=False, left=False)
+    x, v = L.lattice.to_modes(z @ L), L.lattice.to_modes(values)
+    up, down = ((w[:, None] * t).sum(-2) for t in (v * x, x.square()))
+    return L.with_values((up + L.lattice.reflect(up)) / (down + L.lattice.reflect(down)))
 
 
 def solve_rows(L: Any, x: Tensor) -> Tensor:
@@ -80,6 +90,11 @@ def trace(matrix: Any) -> Tensor:
     return matrix.trace() if isinstance(matrix, Spectral) else matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
+def eigenvalues(matrix: Any) -> Tensor:
+    """The eigenvalues, (*batch, d)."""
+    return matrix.values if isinstance(matrix, Spectral) else torch.linalg.eigvalsh(matrix)
+
+
 def inner(A: Any, B: Any) -> Tensor:
     """tr(AB) of symmetric matrices, (*batch,)."""
     if isinstance(A, Spectral) and isinstance(B, Spectral):
@@ -97,7 +112,7 @@ def alike(matrix: Any, like: Any) -> Any:
     if isinstance(like, Spectral) == isinstance(matrix, Spectral):
         return matrix
     if isinstance(matrix, Spectral):
-        return matrix.dense()
+        return dense(matrix)
     raise TypeError(
         f"a dense {tuple(matrix.shape)} matrix with a Spectral covariance: give it as Spectral(values, lattice), or "
         "make the covariance dense with cov.dense()"

@@ -14,7 +14,7 @@ from .. import pairwise
 from . import covariance
 from .base import Field, Measure, Tangent, Velocity, as_float, check_noise, common_batch
 from .cells import gaussian_masses
-from .covariance import Matrix, as_matrix
+from .covariance import Matrix, alike, as_matrix
 from .density import Density
 from .grid import Grid
 from .particles import Particles
@@ -28,7 +28,8 @@ class Gaussian(Measure):
 
     mean: (*batch, d); cov: (*batch, d, d), symmetric positive definite, or a `Spectral` matrix on a lattice, which
     stays in its modes. A number or a vector cov is not a covariance and is refused. `quadrature` is the rule for
-    expectations of functions that are not quadratic: Gauss–Hermite for d ≤ 3 and seeded samples beyond, unless given.
+    expectations of functions that are not quadratic: Gauss–Hermite for d ≤ 3 and seeded samples beyond, unless given;
+    `Antithetic` samples for a Spectral cov, where whitened ones would need 2d nodes.
 
     >>> mu = Gaussian([10.0], [[100.0]])
     >>> round(mu.expect(lambda x: x[..., 0] ** 2).item(), 3)
@@ -93,17 +94,13 @@ class Gaussian(Measure):
         return values @ w if values.ndim == x.ndim - 1 else torch.einsum("...nk,n->...k", values, w)
 
     def nearest_affine(self, v: Field) -> tuple[Tensor, Tensor]:
-        """(b, J) with b + J(x − m) nearest to the field v in L²(μ): b = E v and J = E ∇v, by Stein's lemma."""
-        if isinstance(self.cov, Spectral):
-            raise TypeError(
-                "a field that is not affine has a dense Jacobian, which a Spectral covariance cannot keep: give a "
-                "Quadratic with Spectral precision, or use Particles"
-            )
+        """(b, J) with b + J(x − m) nearest to the field v in L²(μ): b = E v and J = E ∇v, by Stein's lemma.
+
+        With a Spectral covariance J is Spectral too: the nearest translation-invariant one.
+        """
         x, z, w = self._nodes()
         values = v(x)
-        slope = values.mT @ (w[:, None] * z)  # E[v zᵀ] = J L
-        jacobian = torch.linalg.solve_triangular(self.factor, slope, upper=False, left=False)
-        return torch.einsum("...nk,n->...k", values, w), jacobian
+        return torch.einsum("...nk,n->...k", values, w), covariance.slope(self.factor, z, w, values)
 
     def push(self, T: Callable[[Tensor], Any]) -> Gaussian:
         """Image under the affine map nearest to T in L²(μ): exact for affine T only, by quadrature otherwise."""
@@ -131,6 +128,7 @@ class Gaussian(Measure):
         return self.with_state(mean=mean, cov=cov)
 
     def diffuse(self, cov: Matrix, generator: torch.Generator | None = None) -> Gaussian:
+        cov = alike(cov, self.cov)
         if isinstance(cov, Tensor):
             check_noise(cov, self)
         return self.with_matrix(self.mean, self.cov + cov)

@@ -18,7 +18,7 @@ class Spectral:
     """The N × N matrix with eigenvalue values[k] on mode k of the lattice; values (*batch, N), even in k.
 
     It stands where a matrix (*batch, N, N) would: +, −, multiplication by numbers, and @ with another Spectral, with
-    columns (*batch, N, k) on its right, or with rows (*batch, n, N) on its left.
+    columns (*batch, N, k) or a vector (N,) on its right, or with rows (*batch, n, N) or a vector on its left.
 
     >>> A = Spectral(torch.tensor([1.0, 2.0, 2.0]), Lattice(3))
     >>> (A @ torch.ones(3, 1)).flatten()
@@ -90,8 +90,16 @@ class Spectral:
         return self.with_values(1 / self.values)
 
     def sqrt(self) -> Spectral:
-        """The symmetric square root."""
+        """The symmetric square root; ValueError when an eigenvalue is negative."""
+        if (self.values < 0).any():
+            raise ValueError(f"the matrix must be positive semi-definite to have a root; {self.lowest()}")
         return self.with_values(self.values.sqrt())
+
+    def lowest(self) -> str:
+        """The smallest eigenvalue and its mode, for messages."""
+        k = int(self.values.argmin())
+        mode = self.lattice.mode_name(k % self.lattice.sites)
+        return f"smallest eigenvalue is {self.values.flatten()[k].item():.3g}, at {mode}"
 
     def dense(self) -> Tensor:
         """The matrix itself, (*batch, N, N); refused on lattices where it would not be wise."""
@@ -106,10 +114,14 @@ class Spectral:
     def __matmul__(self, other: Any) -> Any:
         if isinstance(other, Spectral):
             return self.with_values(self.values * self._same(other).values)
-        return self._apply(other.mT).mT if isinstance(other, Tensor) else NotImplemented
+        if not isinstance(other, Tensor):
+            return NotImplemented
+        return other @ self if other.ndim == 1 else self._apply(other.mT).mT
 
     def __rmatmul__(self, rows: Any) -> Any:
-        return self._apply(rows) if isinstance(rows, Tensor) else NotImplemented
+        if not isinstance(rows, Tensor):
+            return NotImplemented
+        return self._apply(rows[None])[..., 0, :] if rows.ndim == 1 else self._apply(rows)
 
     def _apply(self, rows: Tensor) -> Tensor:
         modes = self.lattice.to_modes(rows) * self.values[..., None, :]

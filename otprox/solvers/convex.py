@@ -146,7 +146,7 @@ def _metric_reason(metric: Metric, mu: Density | Quantiles) -> str | None:
             return "Entropic has no form on Quantiles; use Wasserstein(), or a Density"
         if metric.reference == "debiased":
             return "the debiased divergence is convex but not a disciplined convex program; use Scaling"
-    if isinstance(mu, Density) and base.Q is not None and _periodic(mu) and not _is_diagonal(base.Q):
+    if isinstance(mu, Density) and base.Q is not None and _periodic(mu) and not _is_diagonal(dense(base.Q)):
         return "Q couples the axes of a periodic grid, and shortest displacements depend on it; use a diagonal Q"
     return None
 

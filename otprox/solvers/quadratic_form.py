@@ -34,7 +34,7 @@ def read(F: Functional, mu: Gaussian) -> QuadraticForm | str:
             continue
         if not isinstance(atom, Potential):
             return f"it solves Entropy and quadratic Potentials, and {type(atom).__name__} is neither"
-        part = _known(atom.V, mu) if isinstance(atom.V, Quadratic) else _probed(atom.value, mu)
+        part = _read_potential(atom, mu)
         if isinstance(part, str):
             return part
         gradient = c * part[0] if gradient is None else gradient + c * part[0]
@@ -42,6 +42,17 @@ def read(F: Functional, mu: Gaussian) -> QuadraticForm | str:
     if entropy < 0:
         return f"the coefficient of Entropy must not be negative; it is {entropy:g}"
     return QuadraticForm(entropy, gradient, hessian)
+
+
+def _read_potential(atom: Potential, mu: Gaussian) -> tuple[Tensor, Tensor] | str:
+    if isinstance(atom.V, Quadratic):
+        return _known(atom.V, mu)
+    if isinstance(mu.cov, Spectral):  # a callable would be probed by its dense Hessian
+        return (
+            "V is not a Quadratic with Spectral precision; what would work: "
+            "Forward(Potential(V)) >> Backward(Entropy()), or V as Quadratic(mean, precision=Spectral(...))"
+        )
+    return _probed(atom.value, mu)
 
 
 def _known(V: Quadratic, mu: Gaussian) -> tuple[Tensor, Tensor] | str:
