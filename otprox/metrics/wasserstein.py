@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..functionals import Functional
-from ..measures import Gaussian, Measure, Spectral, Velocity
+from ..measures import Gaussian, Measure, Particles, Spectral, Velocity
 from ..measures.base import as_float, check_alike
-from ..measures.covariance import Matrix, alike, as_matrix, cholesky, tensor_of
+from ..measures.covariance import Matrix, alike, as_matrix, cholesky, dense, tensor_of
 from .base import Metric
 
 
@@ -30,13 +30,15 @@ class Wasserstein(Metric):
             object.__setattr__(self, "Q", as_matrix(self.Q, "Q"))
 
     def mobility(self, mu: Measure) -> Tensor:
-        """Q as a matrix in μ's dtype and device."""
+        """Q as a matrix in μ's dtype and device: Spectral if it is and μ keeps it so, dense otherwise."""
         if self.Q is None:
             return mu.identity()
         if self.Q.shape[-1] != mu.dim:
             raise ValueError(f"Q has shape {tuple(self.Q.shape)} but the measure lives in dimension {mu.dim}")
         check_alike(tensor_of(self.Q), "Q", mu.anchor)
-        return alike(self.Q, mu.cov) if isinstance(mu, Gaussian) else self.Q
+        if isinstance(mu, Gaussian):
+            return alike(self.Q, mu.cov)
+        return self.Q if isinstance(mu, Particles) else dense(self.Q)
 
     def factor(self, mu: Measure) -> Tensor | None:
         """L with LLᵀ = Q, so that the cost is |L⁻¹(x − y)|²; None for the identity."""
@@ -80,8 +82,8 @@ class Moving(Metric):
     """W2 in a metric that moves: cost ⟨x − y, Ċ⁻¹(x − y)⟩ with C: t ↦ C_t increasing.
 
     rule="end" takes Ċ at the end of the step, rule="average" takes (C(t1) − C(t0))/tau; both are first order. `rate` is
-    Ċ; when not given it is that of C if C has one (`Scales`), else by automatic differentiation. C(t) is (d, d), or a
-    number in one dimension.
+    Ċ; when not given it is that of C if C has one (`Scales`), else by automatic differentiation. C(t) is (d, d), or
+    Spectral on a lattice, or a number in one dimension.
     """
 
     C: Callable[[Any], Any]

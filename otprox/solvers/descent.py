@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..domains import Box
 from ..functionals import Functional, Internal
-from ..measures import Measure, Particles, Quantiles
+from ..measures import Measure, Particles, Quantiles, Spectral
+from ..measures.covariance import eigenvalues, solve_rows
 from ..metrics import Entropic, Metric, Moving, Wasserstein
 from .base import OnFailure, Out, Stats, check_tau, report, require, warm_start
 from .lbfgs import Bounds, Minimum, Objective, minimise
@@ -114,7 +115,9 @@ def _frozen(metric: Metric, mu: Nodal, tau: float) -> Chart:
 
 def _separable(metric: Metric) -> bool:
     """Whether the coordinates of the step are those of space."""
-    return isinstance(metric, Wasserstein) and (metric.Q is None or not (metric.Q.triu(1)).any())
+    if not isinstance(metric, Wasserstein) or isinstance(metric.Q, Spectral):
+        return False
+    return metric.Q is None or not (metric.Q.triu(1)).any()
 
 
 def _walls(metric: Metric, mu: Nodal) -> Bounds | None:
@@ -211,7 +214,7 @@ def _rounding(metric: Metric, mu: Nodal) -> Tensor:
     """A hundred roundings of the positions, as a distance (items,)."""
     factor = metric.factor(mu) if isinstance(metric, Wasserstein) else None
     x = mu.points
-    z = x if factor is None else torch.linalg.solve_triangular(factor, x.mT, upper=False).mT
+    z = x if factor is None else solve_rows(factor, x)
     size = (mu.w * z.square().sum(-1)).sum(-1).sqrt()
     return 100 * torch.finfo(x.dtype).eps * size.reshape(-1)
 
@@ -220,4 +223,4 @@ def _slowest(metric: Metric) -> float:
     """1/‖Q‖: the factor by which the metric Q shortens the limit on tau."""
     if not isinstance(metric, Wasserstein) or metric.Q is None:
         return 1.0
-    return 1 / torch.linalg.eigvalsh(metric.Q)[..., -1].max().item()
+    return 1 / eigenvalues(metric.Q).max().item()

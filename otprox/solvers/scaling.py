@@ -12,6 +12,7 @@ from torch import Tensor
 from ..functionals import Functional
 from ..functionals.base import LocalProx, not_local
 from ..measures import Density, Grid, Measure
+from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein
 from .anderson import Anderson
 from .base import OnFailure, Out, Stats, report, require, warm_start
@@ -70,7 +71,7 @@ class Scaling:
             return f"it works on a Density on a Grid, not on {type(mu).__name__}"
         if not isinstance(metric.base, Wasserstein):
             return f"the base {type(metric.base).__name__} acts over an interval: use metric.over(t0, t1)"
-        Q = metric.base.Q
+        Q = None if metric.base.Q is None else dense(metric.base.Q)
         if Q is not None and (Q.ndim > 2 or bool((Q - torch.diag(Q.diagonal())).any())):
             return "its kernels are separable, so Q must be one diagonal matrix"
         return not_local(F) if type(F).kl_prox is Functional.kl_prox else None

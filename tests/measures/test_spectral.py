@@ -14,6 +14,7 @@ from otprox.functionals import Potential, Quadratic
 from otprox.lattice import Lattice
 from otprox.measures import Spectral
 from otprox.measures.distance import gelbrich_squared, w2_squared
+from otprox.solvers import Modes
 
 SHAPES = [(5,), (6,), (3, 4), (2, 3, 2)]
 
@@ -56,6 +57,8 @@ def test_the_algebra_is_that_of_dense_matrices(shape, seed):
         (Spectral.of_row(A.row(), lattice).values, A.values),
         (A @ x.mT, a @ x.mT),
         (x @ A, x @ a),
+        (x[0] @ A, x[0] @ a),
+        (A @ x[0], a @ x[0]),
         (a, a.mT),
     ]:
         torch.testing.assert_close(got, want)
@@ -93,13 +96,17 @@ def test_steps_agree(shape, tau):
     metrics += [
         (ox.Entropic(0.1, reference, base[0]), ox.Entropic(0.1, reference, base[1]))
         for base in metrics[:2]
-        for reference in ("lebesgue", "product")
+        for reference in ("lebesgue", "product", "debiased")
     ]
     for (F, G), (m, n) in itertools.product([(ox.KL(c), ox.KL(d)), (ox.Entropy(), ox.Entropy())], metrics):
         got, want = ox.Backward(F, m)(a, 0.0, tau), ox.Backward(G, n)(b, 0.0, tau)
         same(got.mu, want.mu)
         torch.testing.assert_close(got.stats.objective, want.stats.objective)
-        torch.testing.assert_close(got.stats.distance2, want.stats.distance2)
+        torch.testing.assert_close(got.stats.distance2, want.stats.distance2, rtol=1e-5, atol=1e-9)
+        assert got.stats.converged.all()
+        if got.stats.map is not None:
+            points = torch.randn(2, lattice.sites, generator=torch.Generator().manual_seed(1))
+            torch.testing.assert_close(got.stats.map(points), want.stats.map(points))
     for m, n in metrics[:2]:
         same(ox.Heat(0.7, m)(a, 0.0, tau).mu, ox.Heat(0.7, n)(b, 0.0, tau).mu)
         same(ox.Forward(Potential(V), m)(a, 0.0, tau).mu, ox.Forward(Potential(W), n)(b, 0.0, tau).mu)
@@ -145,22 +152,56 @@ def test_batches_equal_single_runs():
         torch.testing.assert_close(together.cov.values[k], alone.cov.values)
 
 
-def test_single_precision_and_gradients():
+METRICS = [ox.Wasserstein(), *(ox.Entropic(0.3, r) for r in ("lebesgue", "product", "debiased"))]
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=str)
+def test_batches_of_entropic_steps_equal_single_runs(metric):
+    lattice = Lattice((3, 2))
+    covs = torch.stack([matrix(lattice, k, 0.5 + 10.0**k).values for k in range(3)])
+    mu, F = ox.Gaussian(torch.zeros(3, 6), Spectral(covs, lattice)), ox.KL(pair(lattice, 4)[0])
+    together = ox.Backward(F, metric)(mu, 0.0, 0.4)
+    for k in range(3):
+        alone = ox.Backward(F, metric)(ox.Gaussian(mu.mean[k], Spectral(covs[k], lattice)), 0.0, 0.4)
+        assert torch.equal(together.mu.cov.values[k], alone.mu.cov.values)
+        assert torch.equal(together.stats.iterations[k], alone.stats.iterations)
+
+
+def test_the_debiased_step_has_no_bias():
+    target = pair(Lattice((3, 4)), 3)[0]
+    nu = ox.Backward(ox.KL(target), ox.Entropic(0.5, "debiased"))(target, 0.0, 0.7).mu
+    torch.testing.assert_close(nu.cov.values, target.cov.values)
+
+
+def test_small_steps_keep_the_digits_of_the_distance():
+    lattice = Lattice(8)
+    mu, F = pair(lattice, 0)[0], ox.KL(pair(lattice, 7)[0])
+    slope, hessian = F.bures_gradient(mu)
+    speed2 = slope.square().sum() + (hessian.values.square() * mu.cov.values).sum()
+    ratios = [ox.Backward(F)(mu, 0.0, t).stats.distance2 / (t**2 * speed2) - 1 for t in (1e-6, 1e-7)]
+    assert ratios[0].abs() < 1e-4 and ratios[1] / ratios[0] == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=str)
+def test_single_precision_and_gradients(metric):
     lattice = Lattice((4, 4))
     cov = matrix(lattice, 0)
     single = ox.Gaussian(torch.zeros(16).float(), Spectral(cov.values.float(), lattice))
-    out = ox.Backward(ox.Entropy())(single, 0.0, 0.3).mu
+    out, want = (
+        ox.Backward(ox.Entropy(), metric)(mu, 0.0, 0.3).mu for mu in (single, ox.Gaussian(torch.zeros(16), cov))
+    )
     assert out.cov.values.dtype == torch.float32
+    torch.testing.assert_close(out.cov.values.double(), want.cov.values, rtol=1e-5, atol=0)
     values = cov.values.clone().requires_grad_()
     F = ox.KL(pair(lattice, 5)[0])
-    loss = F(ox.Backward(F)(ox.Gaussian(torch.zeros(16), Spectral(values, lattice)), 0.0, 0.3).mu)
+    loss = F(ox.Backward(F, metric)(ox.Gaussian(torch.zeros(16), Spectral(values, lattice)), 0.0, 0.3).mu)
     (grad,) = torch.autograd.grad(loss, values)
     h = 1e-6
     bump = torch.zeros(16)
     bump[5] = 1.0
     bump = (bump + lattice.reflect(bump)) * h
     ends = [
-        F(ox.Backward(F)(ox.Gaussian(torch.zeros(16), Spectral(cov.values + s * bump, lattice)), 0.0, 0.3).mu)
+        F(ox.Backward(F, metric)(ox.Gaussian(torch.zeros(16), Spectral(cov.values + s * bump, lattice)), 0.0, 0.3).mu)
         for s in (1, -1)
     ]
     assert (ends[0] - ends[1]).item() / 2 == pytest.approx((grad * bump).sum().item(), rel=1e-5)
@@ -181,8 +222,53 @@ def test_a_field_of_4096_sites_stays_in_its_modes():
     want = (1 + 0.5 * tau) ** -torch.arange(1, 101)  # the mean lies in mode 0, of precision ½
     torch.testing.assert_close(run.series["mean"][:, 0], want)
     assert (run.series["kl"].diff() < 1e-10).all() and (run.series["gap"] > -1e-9).all()
-    phi4 = mu.expect(lambda x: x.square().mean(-1))
-    assert phi4.item() == pytest.approx(3.0, rel=0.01)  # 1 + 2, by antithetic samples
+    square = mu.expect(lambda x: x.square().mean(-1))
+    assert square.item() == pytest.approx(3.0, rel=0.01)  # 1 + 2, by antithetic samples
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_nearest_affine_map_is_the_translation_invariant_one(shape):
+    lattice = Lattice(shape)
+    mu, A = pair(lattice, 0)[0], matrix(lattice, 5)
+    b, J = mu.nearest_affine(lambda x: (x - 1.0) @ A)  # exact for such fields
+    torch.testing.assert_close(b, (mu.mean - 1.0) @ A)
+    torch.testing.assert_close(J.values, A.values)
+    nu = mu.push(lambda x: 2.0 * x @ A)
+    torch.testing.assert_close(nu.cov.values, 4 * A.values**2 * mu.cov.values)
+    _, diagonal = mu.nearest_affine(lambda x: torch.arange(1.0, lattice.sites + 1) * x)  # its mean over translations
+    torch.testing.assert_close(
+        diagonal.trace(), torch.tensor(lattice.sites * (lattice.sites + 1) / 2), rtol=0.2, atol=0
+    )
+
+
+def test_a_quartic_potential_on_a_field():
+    """E ∇V = m³ + 3mc and E ∇²V = 3(m² + c) for V = Σ φ⁴/4, c = Σ_00, up to sampling."""
+    lattice = Lattice((16, 16))
+    cov = Spectral(1 / lattice.symbol(0.5, torch.zeros(())), lattice)
+    mu, tau = ox.Gaussian(torch.full((256,), 0.7), cov, quadrature=ox.measures.Antithetic(4096)), 0.05
+    nu = ox.Forward(Potential(lambda x: (x**4).sum(-1) / 4))(mu, 0.0, tau).mu
+    m, c = 0.7, cov.diagonal()[0].item()
+    assert nu.mean.mean().item() == pytest.approx(m - tau * (m**3 + 3 * m * c), abs=2e-3)
+    shrink = 1 - tau * 3 * (m**2 + c)
+    torch.testing.assert_close(nu.cov.values, shrink**2 * cov.values, rtol=0.03, atol=0)
+
+
+def test_particles_in_a_spectral_metric():
+    lattice, generator = Lattice((2, 3)), torch.Generator()
+    Q, x = matrix(lattice, 1), torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    V = Potential(Quadratic(torch.ones(6), precision=matrix(lattice, 2)))
+    for step in (lambda m: ox.Forward(V, m), lambda m: ox.Backward(V, m)):
+        got, want = (step(m)(ox.Particles(x), 0.0, 0.3).mu for m in (ox.Wasserstein(Q), ox.Wasserstein(Q.dense())))
+        torch.testing.assert_close(got.x, want.x, rtol=1e-6, atol=1e-6)
+    many = ox.Particles(torch.zeros(40_000, 6))
+    noisy = ox.Heat(metric=ox.Wasserstein(Q), generator=generator.manual_seed(1))(many, 0.0, 0.5).mu
+    torch.testing.assert_close(noisy.cov, Q.dense(), rtol=0, atol=0.04)
+
+
+def test_the_observed_covariance_is_the_two_point_function():
+    a, b = pair(Lattice((3, 4)), 0)
+    run = ox.record(ox.flow(ox.Heat(), a, [0.0, 0.1, 0.2]), covariance=observe.covariance)
+    torch.testing.assert_close(run.series["covariance"][-1], b.cov[0] + 0.4 * torch.eye(12)[0])
 
 
 def test_states_save_and_load(tmp_path):
@@ -213,12 +299,18 @@ def test_refusals():
         ox.Backward(ox.KL(b))(a, 0.0, 0.1)
     with pytest.raises(TypeError, match="Spectral\\(values, lattice\\)"):
         ox.Forward(ox.Entropy(), ox.Wasserstein(b.cov))(a, 0.0, 0.1)
-    with pytest.raises(TypeError, match="debiased"):
-        ox.Backward(ox.KL(a), ox.Entropic(0.1, "debiased"))(a, 0.0, 0.1)
-    with pytest.raises(TypeError, match="Spectral covariance cannot keep"):
-        ox.Forward(Potential(lambda x: (x**4).sum(-1)))(a, 0.0, 0.1)
+    with pytest.raises(ValueError, match="mode 0 of 4 .* without variance"):
+        step = ox.Backward(Potential(Quadratic(a.mean, precision=10.0 * a.cov)), ox.Entropic(5.0, "debiased"))
+        step(a, 0.0, 0.1)
+    with pytest.raises(TypeError, match=r"Forward\(Potential\(V\)\) >> Backward"):
+        ox.Backward(Potential(lambda x: (x**2).sum(-1)))(a, 0.0, 0.1)
+    with pytest.raises(ValueError, match="tau must be positive"):
+        Modes()(ox.Entropy(), ox.Wasserstein(), a, 0.0)
+    with pytest.raises(ValueError, match="eigenvalue is -2, at mode 0"):
+        mu = ox.Particles(torch.zeros(3, 4))
+        mu.diffuse(Spectral(torch.tensor([-2.0, 1.0, 1.0, 1.0]), lattice), torch.Generator())
     concave = Quadratic(a.mean, precision=Spectral(torch.tensor([-2.0, 1.0, 1.0, 1.0]), lattice))
-    with pytest.raises(ValueError, match="convexity limit 0.5"):
+    with pytest.raises(ValueError, match=r"convexity limit 1/λ = 0.5: mode 0 of 4 \(wave vector \(0,\)\)"):
         ox.Backward(Potential(concave))(a, 0.0, 0.6)
     with pytest.raises(ValueError, match="product"):
         ox.Backward(Potential(Quadratic(a.mean, precision=a.cov)), ox.Entropic(9.0, "product"))(a, 0.0, 0.1)
