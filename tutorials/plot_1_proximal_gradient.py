@@ -64,14 +64,14 @@ plt.show()
 
 # %%
 # Langevin stops at a distance from the target that depends on :math:`\tau`: its stationary variance is
-# :math:`1/(1-\tau/2)`. The others go on. Near the target the mean of forward-backward contracts by :math:`1-\tau` a step
-# and the distance of its variance from 1 by :math:`(1-\tau)/(1+\tau)`, so that :math:`W_2^2` contracts by
+# :math:`1/(1-\tau/2)`. The others go on. Near the target the mean of forward-backward contracts by :math:`1-\tau` a
+# step and the distance of its variance from 1 by :math:`(1-\tau)/(1+\tau)`, so that :math:`W_2^2` contracts by
 # :math:`(1-\tau)^2`, faster than the bound. The implicit step of JKO contracts less, by :math:`(1+\tau)^{-2}`.
 
 for tau in (0.1, 0.5):
     times = [k * tau for k in range(41)]
     w2 = ox.record(ox.flow(fb, start, times), w2=ox.observe.w2(target)).series["w2"]
-    print(f"tau = {tau}: last ratio of forward-backward {(w2[-1] / w2[-2]) ** 2:.6f}, (1 - tau)² = {(1 - tau) ** 2:.6f}")
+    print(f"tau = {tau}: last ratio of W2² {(w2[-1] / w2[-2]) ** 2:.6f}, (1 - tau)² = {(1 - tau) ** 2:.6f}")
     end = ox.record(ox.flow(langevin, start, [k * tau for k in range(400)])).final
     print(f"           Langevin's variance {end.cov.item():.9f}, closed form {1 / (1 - tau / 2):.9f}")
 
@@ -83,9 +83,9 @@ for tau in (0.1, 0.5):
 #
 # .. math:: W_2^2(\mu_{n+1},\pi) \le (1-\tau\lambda)\,W_2^2(\mu_n,\pi) - 2\tau\,(\mathrm{KL}(\mu_{n+1}|\pi) - 0).
 #
-# ``observe.forward_backward_gap`` measures its slack along a run. We take covariances that do not commute, so that nothing
-# decouples into one-dimensional problems, and a step close to the largest that the theorem allows. The slack is positive
-# down to where the distances themselves are rounding (``observe.rounding``).
+# ``observe.forward_backward_gap`` measures its slack along a run. We take covariances that do not commute, so that
+# nothing decouples into one-dimensional problems, and a step close to the largest that the theorem allows. The slack is
+# positive down to where the distances themselves are rounding (``observe.rounding``).
 
 S0 = torch.tensor([[2.0, 0.6, -0.3], [0.6, 1.0, 0.2], [-0.3, 0.2, 0.5]])
 Q = torch.tensor([[1.0, -0.4, 0.1], [-0.4, 0.8, 0.3], [0.1, 0.3, 1.5]])
@@ -144,8 +144,8 @@ plt.show()
 #
 # Nothing in the composition changes. On Gaussians, ``Forward`` becomes the Bures–Wasserstein gradient step, which needs
 # :math:`\mathbb{E}\,\nabla V` and :math:`\mathbb{E}\,\nabla^2 V` under the current Gaussian, by Gauss–Hermite in low
-# dimension. The scheme then finds the Gaussian nearest to :math:`e^{-V}` in KL, which is not :math:`e^{-V}` itself: here
-# :math:`V(x) = x^4/4 + x`, and at the optimum :math:`\mathbb{E}\,\nabla V = 0` and
+# dimension. The scheme then finds the Gaussian nearest to :math:`e^{-V}` in KL, which is not :math:`e^{-V}` itself.
+# Here :math:`V(x) = x^4/4 + x`, and at the optimum :math:`\mathbb{E}\,\nabla V = 0` and
 # :math:`\mathbb{E}\,\nabla^2 V = \Sigma^{-1}`.
 
 quartic = ox.Potential(lambda x: (x**4).sum(-1) / 4 + x.sum(-1))

@@ -100,7 +100,8 @@ for n in (2000, 300):
         f"{ideal.cov.item() - truth.cov.item():.1e}; inner 90 % of the quantiles agree to {inner:.1e}"
     )
     if n == 300:
-        print(f"Convex and Quantile, n = 300, differ by {(step.x - results['Convex, 300 quantiles'].x).abs().max():.0e}")
+        gap = (step.x - results["Convex, 300 quantiles"].x).abs().max().item()
+        print(f"Convex and Quantile, n = 300, differ by {gap:.0e}")
 
 # %%
 # **Scaling.** The Lebesgue reference of entropic transport widens the step, to first order in :math:`\varepsilon`; the

@@ -105,8 +105,8 @@ print(f"standard error of one time of the particles: {math.sqrt((well.x4 - well.
 # %%
 # The two implicit schemes agree with each other, and lag a little behind: a JKO step is an implicit Euler step, and
 # :math:`\tau\lambda_2` is not small, so that the fast mode decays by :math:`(1+\tau\lambda_2)^{-1}` a step where the
-# flow has :math:`e^{-\tau\lambda_2}`. Langevin scatters, by a standard error that shows late in the mean, and its explicit
-# step leaves a bias of order :math:`\tau`; the stationary law of a JKO step has none.
+# flow has :math:`e^{-\tau\lambda_2}`. Langevin scatters, by a standard error that shows late in the mean, and its
+# explicit step leaves a bias of order :math:`\tau`; the stationary law of a JKO step has none.
 #
 # Densities on the way
 # --------------------
