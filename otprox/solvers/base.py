@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..functionals import Functional
 from ..measures import Measure
-from ..metrics import Metric
+from ..measures.covariance import eigenvalues
+from ..metrics import Metric, Wasserstein
 
 OnFailure = Literal["warn", "raise"]
 
@@ -109,11 +110,25 @@ def require(solver: Solver, F: Functional, metric: Metric, mu: Measure) -> None:
         raise TypeError(f"{type(solver).__name__} declines: {reason}")
 
 
+def check_positive(tau: float) -> None:
+    """Refuse a step size that is not positive and finite."""
+    if not 0 < tau < float("inf"):
+        raise ValueError(f"tau must be positive and finite, not {tau}")
+
+
 def check_tau(tau: float, F: Functional, scale: float = 1.0) -> None:
-    """Refuse tau ≥ −scale/λ for a λ-convex F with known λ < 0; `scale` is 1/‖Q‖ in a metric Q."""
+    """Refuse tau ≤ 0, and tau ≥ −scale/λ for a λ-convex F with known λ < 0; `scale` is 1/‖Q‖ in a metric Q."""
+    check_positive(tau)
     lam = F.convexity()
     if lam is not None and lam < 0 and tau * -lam >= scale:
         raise ValueError(
             f"tau = {tau:.6g} is not below the convexity limit {-scale / lam:.6g} (F is λ-convex with λ = {lam:.6g}): "
             "the implicit step may not exist or not be unique; take smaller steps"
         )
+
+
+def slowest(metric: Metric) -> float:
+    """1/‖Q‖: the factor by which the metric Q shortens the limit on tau."""
+    if not isinstance(metric, Wasserstein) or metric.Q is None:
+        return 1.0
+    return 1 / eigenvalues(metric.Q).max().item()

@@ -15,7 +15,7 @@ from ..functionals import Functional
 from ..measures import Gaussian, Measure, Spectral
 from ..measures.spd import Divided, Spectrum, symmetrise, whiten
 from ..metrics import Entropic, Metric, Moving, Wasserstein
-from .base import OnFailure, Out, Stats, exact, report
+from .base import OnFailure, Out, Stats, check_positive, exact, report
 from .quadratic_form import QuadraticForm, read
 from .sinkhorn_gaussian import DebiasedProx, coupling_gain, sinkhorn_divergence
 
@@ -66,8 +66,7 @@ class Bures:
         form = self._read(F, metric, mu)
         if isinstance(form, str):
             raise TypeError(f"Bures declines: {form}")
-        if not tau > 0:
-            raise ValueError(f"tau must be positive, not {tau}")
+        check_positive(tau)
         base = metric.base if isinstance(metric, Entropic) else metric
         assert isinstance(mu, Gaussian) and isinstance(base, Wasserstein)  # _read has checked
         step = _Step.of(form, base, mu, tau)

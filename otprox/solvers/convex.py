@@ -18,7 +18,7 @@ from ..functionals.base import offers
 from ..measures import Density, Measure, Quantiles
 from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein
-from .base import ConvergenceError, OnFailure, Out, Stats, check_tau, report, require
+from .base import ConvergenceError, OnFailure, Out, Stats, check_tau, report, require, slowest
 from .programs import (
     Program,
     Solution,
@@ -80,7 +80,7 @@ class Convex:
 
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
-        check_tau(tau, F)
+        check_tau(tau, F, slowest(metric.base if isinstance(metric, Entropic) else metric))
         step: Callable[..., Any] = _on_density if isinstance(mu, Density) else _on_quantiles
         new, solutions, distance2, plan = step(self, F, metric, mu, tau)
         stats = Stats(
@@ -137,6 +137,18 @@ def _atoms(F: Functional, mu: Measure, scale: float = 1.0) -> list[Atom]:
     return [f.atom(mu, scale * c) for c, f in F.terms]  # type: ignore[attr-defined]
 
 
+def _checked_atoms(F: Functional, mu: Measure, scale: float = 1.0) -> list[Atom]:
+    """The atoms of F, refused when their data are NaN or infinite."""
+    atoms = _atoms(F, mu, scale)
+    for (_, f), atom in zip(F.terms, atoms, strict=True):
+        bad = sum(int((~torch.isfinite(torch.as_tensor(part))).sum()) for part in atom.data)
+        if bad:
+            raise ValueError(
+                f"{type(f).__name__} is non-finite, NaN or infinite, at {bad} of its entries in the program"
+            )
+    return atoms
+
+
 def _metric_reason(metric: Metric, mu: Density | Quantiles) -> str | None:
     base = metric.base if isinstance(metric, Entropic) else metric
     if not isinstance(base, Wasserstein):
@@ -186,7 +198,7 @@ def _transport(
     solver: Convex, F: Functional, mu: Density, tau: float, q: Tensor, components: Tensor, masses: Tensor
 ) -> list[Solution]:
     """F + W2²/(2·tau), for each batch item."""
-    atoms = _atoms(F, mu)
+    atoms = _checked_atoms(F, mu)
     key = (Density, mu.grid, q.shape[-1], structure(atoms))
     program = solver.program(key, lambda: transport_program(mu, components, atoms))
     weights = (q[:, :, None] * masses[:, None, :] / (2 * tau)).flatten(-2)
@@ -205,7 +217,7 @@ def _entropic(
     masses: Tensor,
 ) -> list[Solution]:
     """(2·tau·F + OT)/reg, for each batch item: scaled so that the entropy of the plan has weight 1."""
-    atoms = _atoms(F, mu, 2 * tau / metric.reg)
+    atoms = _checked_atoms(F, mu, 2 * tau / metric.reg)
     key = (Density, mu.grid, metric.reference, q.shape[-1], structure(atoms))
     program = solver.program(key, lambda: entropic_program(mu, components, atoms, metric.reference))
     own = [[m.numpy(), w.numpy()] for m, w in zip(masses, q / metric.reg, strict=True)]
@@ -251,7 +263,7 @@ def _warn_if_frozen(distance2: Tensor, cost: Tensor) -> None:
 def _on_quantiles(
     solver: Convex, F: Functional, metric: Wasserstein, mu: Quantiles, tau: float
 ) -> tuple[Quantiles, list[Solution], Tensor, None]:
-    atoms, items, n = _atoms(F, mu), mu.batch.numel(), mu.n
+    atoms, items, n = _checked_atoms(F, mu), mu.batch.numel(), mu.n
     x = mu.x.detach().reshape(items, n).double().cpu()
     mobility = metric.mobility(mu).detach().double().cpu().expand(*mu.batch, 1, 1).reshape(items)
     program = solver.program((Quantiles, n, structure(atoms)), lambda: quantile_program(n, atoms))

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..domains import Box
 from ..functionals import Functional, Internal
 from ..measures import Measure, Particles, Quantiles, Spectral
-from ..measures.covariance import eigenvalues, solve_rows
+from ..measures.covariance import solve_rows
 from ..metrics import Entropic, Metric, Moving, Wasserstein
-from .base import OnFailure, Out, Stats, check_tau, report, require, warm_start
+from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
 from .lbfgs import Bounds, Minimum, Objective, minimise
 
 Nodal = Particles | Quantiles
@@ -34,7 +34,7 @@ class Descent:
     W2: `residual` is the root mean square over μ of Lᵀ(∇δF(X) + Q⁻¹(X − x)/tau) (other metrics: of K_μ(∇δF + u)). An
     item has converged when it is below `tol` times its value at X = x, or when it moves the points by less than their
     rounding. `tol` is 1e-8 unless given (1e-4 in float32). In a Box the step is constrained to it. A particle of weight
-    0 stays. A carried log-density is dropped.
+    0 stays. A carried log-density is dropped. Results are constants to autograd.
     """
 
     tol: float | None = None
@@ -63,12 +63,14 @@ class Descent:
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
         mu = cast(Nodal, mu)
-        check_tau(tau, F, _slowest(metric))
+        check_tau(tau, F, slowest(metric))
         chart = _wasserstein(metric, mu) if isinstance(metric, Wasserstein) else _frozen(metric, mu, tau)
         f = _objective(F, mu, chart, tau)
         origin = mu.points.new_zeros(mu.batch.numel(), mu.points.shape[-2] * mu.dim)
         force = f(origin)[1].norm(dim=-1)
         noise = 100 * torch.finfo(origin.dtype).eps * _size(F, mu)
+        if not force.isfinite().all():
+            raise ValueError(f"the gradient of {F} is non-finite, NaN or infinite, where the step begins")
         best = minimise(
             f,
             _start(f, origin, warm_start(last, "covector", origin), tau),
@@ -217,10 +219,3 @@ def _rounding(metric: Metric, mu: Nodal) -> Tensor:
     z = x if factor is None else solve_rows(factor, x)
     size = (mu.w * z.square().sum(-1)).sum(-1).sqrt()
     return 100 * torch.finfo(x.dtype).eps * size.reshape(-1)
-
-
-def _slowest(metric: Metric) -> float:
-    """1/‖Q‖: the factor by which the metric Q shortens the limit on tau."""
-    if not isinstance(metric, Wasserstein) or metric.Q is None:
-        return 1.0
-    return 1 / eigenvalues(metric.Q).max().item()

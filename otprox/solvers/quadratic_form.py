@@ -74,6 +74,8 @@ def _probed(V: Callable[[Tensor], Tensor], mu: Gaussian) -> tuple[Tensor, Tensor
         derivatives = _derivatives(V, mu.mean)
     if derivatives is None:
         return "V is not differentiable by autograd; write it with torch operations, or as a Quadratic"
+    if not all(part.isfinite().all() for part in (value, *derivatives)):
+        return "V or a derivative of it is NaN or infinite at the mean of the Gaussian"
     if not (keep and torch.is_grad_enabled()):
         derivatives = (derivatives[0].detach(), derivatives[1].detach())
     if not _is_quadratic(V, value.detach(), derivatives[0].detach(), derivatives[1].detach(), mu):

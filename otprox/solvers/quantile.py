@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..functionals import Functional, Interaction, Potential
 from ..functionals.base import offers
 from ..measures import Measure, Quantiles
 from ..metrics import Metric, Wasserstein
-from .base import OnFailure, Out, Stats, check_tau, report, require
+from .base import OnFailure, Out, Stats, check_positive, check_tau, report, require
 from .quantile_energy import Pairs, QuantileEnergy, derivatives
 from .quantile_free import on_cone, separable
 from .quantile_newton import Linear, Solution, inverse, minimise
@@ -59,8 +59,7 @@ class Quantile:
 
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
-        if not tau > 0:
-            raise ValueError(f"tau must be positive, not {tau}")
+        check_positive(tau)
         Q = metric.mobility(mu)[..., 0, 0]  # type: ignore[attr-defined]
         y = mu.x[..., 0]  # type: ignore[attr-defined]
         energy = QuantileEnergy.of(F, y, (1 / (tau * Q)).expand(y.shape[:-1])[..., None])
@@ -73,9 +72,11 @@ class Quantile:
                 _check_curvature(energy, tau, torch.cat([energy.y, solution.x], -1))
         x = _attached(energy, y, solution.x)
         new = mu.with_state(x=x.to(y.dtype)[..., None])
-        return Out(
-            new, report(_stats(energy, solution, tau), self, "raise max_iter or take smaller steps", self.on_failure)
-        )
+        stats = _stats(energy, solution, tau)
+        if x.requires_grad:  # by the envelope theorem, as x moves along the minimisers
+            distance2 = (new.x - mu.x)[..., 0].square().mean(-1) / Q  # type: ignore[attr-defined]
+            stats = replace(stats, objective=F(new) + distance2 / (2 * tau), distance2=distance2)
+        return Out(new, report(stats, self, "raise max_iter or take smaller steps", self.on_failure))
 
     def _solve(self, energy: QuantileEnergy) -> Solution:
         tol = self.tol or (1e-9 if energy.dtype == torch.float64 else 1e-5)

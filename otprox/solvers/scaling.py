@@ -15,7 +15,7 @@ from ..measures import Density, Grid, Measure
 from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein
 from .anderson import Anderson
-from .base import OnFailure, Out, Stats, report, require, warm_start
+from .base import OnFailure, Out, Stats, check_positive, report, require, warm_start
 from .separable import SeparableKernel
 
 GROWTH = 0.1  # a cell that grows by more than this factor an iteration could still fill, however empty it is
@@ -79,8 +79,7 @@ class Scaling:
     @torch.no_grad()
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
-        if not tau > 0:
-            raise ValueError(f"tau must be positive, not {tau}")
+        check_positive(tau)
         assert isinstance(mu, Density) and isinstance(metric, Entropic)
         problem = Problem.of(F, metric, mu, tau)
         start, coarse = self._start(problem, last, lambda reg: Problem.of(F, replace(metric, reg=reg), mu, tau))

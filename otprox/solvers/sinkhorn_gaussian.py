@@ -109,10 +109,11 @@ class DebiasedProx:
 
     def _backtrack(self, S: Tensor, direction: Tensor, slope: Tensor, length: Tensor) -> Tensor:
         before, alpha = self.objective(S), torch.ones_like(length)
+        near = max(1e-4, 10 * torch.finfo(S.dtype).eps ** 0.5)
         for _ in range(60):
             value = self.objective(S + alpha[:, None, None] * direction)
             # so near the minimum, a decrease drowns in rounding and the full step is safe
-            good = (value <= before + 1e-4 * alpha * slope) | (length < 1e-4)
+            good = (value <= before + 1e-4 * alpha * slope) | (length < near)
             if good.all():
                 break
             alpha = torch.where(good, alpha, alpha / 2)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import otprox as ox
 from otprox import (
     KL,
     Entropic,
@@ -648,3 +649,36 @@ def test_one_eigendecomposition_and_at_most_four_products():
     assert calls.get("mm", 0) + calls.get("bmm", 0) <= 4
     assert "linalg_solve_triangular" not in calls
     assert not calls.keys() & {"_linalg_svd", "linalg_eig", "linalg_inv_ex"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_debiased_step_converges_in_float32(seed: int):
+    x = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(seed))
+    mu = Gaussian(torch.zeros(3, 2), x @ x.mT + 0.3 * torch.eye(2))
+    step = ox.Backward(KL(Quadratic(torch.zeros(2))), Entropic(0.2, "debiased"))
+    want = step(mu, 0.0, 0.2).mu.cov
+    single = Gaussian(mu.mean.float(), mu.cov.float())
+    got = ox.Backward(KL(Quadratic(torch.zeros(2).float())), Entropic(0.2, "debiased"))(single, 0.0, 0.2)
+    assert got.stats.converged.all()
+    torch.testing.assert_close(got.mu.cov.double(), want, rtol=2e-5, atol=2e-5)
+
+
+def test_a_potential_that_is_nan_is_said_to_be():
+    reason = Bures().supports(KL(lambda x: x.sum(-1) * math.nan), Wasserstein(), Gaussian([0.0], [[1.0]]))
+    assert reason is not None and "NaN" in reason
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, math.inf, math.nan])
+def test_a_step_size_that_is_not_positive_and_finite_is_refused(tau: float):
+    F, mu = KL(Quadratic([0.0])), Gaussian([0.0], [[1.0]])
+    cases = [
+        (ox.solvers.Bures(), F, Wasserstein(), mu),
+        (ox.solvers.Quantile(), F, Wasserstein(), ox.Quantiles.of(mu, 10)),
+        (ox.solvers.Convex(), F, Wasserstein(), ox.Quantiles.of(mu, 10)),
+        (ox.solvers.Scaling(), F, Entropic(0.1), mu.to_density(ox.Grid(-5, 5, 20))),
+        (ox.solvers.Descent(), Potential(Quadratic([0.0])), Wasserstein(), Particles([[0.0], [1.0]])),
+        (ox.solvers.GaussianMap(), F, Wasserstein(), Particles([[0.0], [1.0]])),
+    ]
+    for solver, functional, metric, measure in cases:
+        with pytest.raises(ValueError, match="tau must be positive and finite"):
+            solver(functional, metric, measure, tau)

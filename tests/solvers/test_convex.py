@@ -445,3 +445,17 @@ def test_a_stall_far_from_the_optimum_is_an_error(monkeypatch):
     with pytest.raises(ConvergenceError, match="status is optimal_inaccurate"):
         Convex(max_iter=2)(F, W2, mu, 1.0)
     assert len(unpacked) == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_potential_that_is_not_finite_is_named(value: float):
+    mu = Density(torch.ones(8), Grid(0, 1, 8))
+    with pytest.raises(ValueError, match="Potential is non-finite"):
+        Convex()(Potential(lambda x: torch.where(x[..., 0] > 0.5, value, x[..., 0])), Wasserstein(), mu, 0.1)
+
+
+def test_the_limit_on_tau_is_that_of_the_metric():
+    mu, F = Density(torch.ones(8), Grid(0, 1, 8)), Potential(Quadratic([0.0], precision=[[-1.0]]))
+    for metric in (Wasserstein(4 * torch.eye(1)), Entropic(0.1, base=Wasserstein(4 * torch.eye(1)))):
+        with pytest.raises(ValueError, match="convexity limit 0.25"):
+            Convex()(F, metric, mu, 0.3)

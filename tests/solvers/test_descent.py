@@ -360,3 +360,9 @@ def test_lbfgs_stops_where_it_finds_no_descent():
         )
     assert not best.converged and best.iterations < 200
     assert best.x.abs() < 1e-6
+
+
+def test_a_gradient_that_is_not_finite_at_the_start_is_an_error():
+    F = Potential(lambda x: (0 * x).norm(dim=-1).sqrt())
+    with pytest.raises(ValueError, match="gradient of Potential is non-finite"):
+        Descent()(F, Wasserstein(), Particles(torch.ones(4, 2)), 0.1)

@@ -498,3 +498,19 @@ def test_cuda():
     on_device = prox(F, ox.Quantiles(mu.x[:, 0].cuda()), 0.1).mu.x
     assert on_device.is_cuda
     torch.testing.assert_close(on_device.cpu(), prox(F, mu, 0.1).mu.x, atol=1e-8, rtol=0)
+
+
+def test_objective_and_distance_are_differentiable():
+    x, a = torch.linspace(-1, 1, 12) ** 3 + torch.linspace(-1, 1, 12), torch.tensor(1.3)
+    F = {
+        "KL": lambda a: ox.KL(lambda z: a * z.square().sum(-1) ** 2),
+        "V": lambda a: ox.Potential(lambda z: a * z[..., 0] ** 4),
+    }
+    for make in F.values():
+
+        def values(x: Tensor, a: Tensor, make=make) -> tuple[Tensor, Tensor]:
+            stats = ox.Backward(make(a), ox.Wasserstein(2 * torch.eye(1)))(ox.Quantiles(x), 0.0, 0.2).stats
+            return stats.objective, stats.distance2
+
+        inputs = (x.clone().requires_grad_(), a.clone().requires_grad_())
+        assert torch.autograd.gradcheck(values, inputs, eps=1e-5, atol=1e-6, rtol=1e-5)
