@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Measure
+from .base import Measure, check_alike
 from .covariance import dense
 from .density import Density
 from .gaussian import Gaussian
@@ -28,8 +28,7 @@ def w2_squared(mu: Measure, nu: Measure) -> Tensor:
     Two Gaussians: the Bures distance. In one dimension: through quantile functions, of atoms (Particles, Quantiles),
     of piecewise-constant densities and of Gaussians. Points in higher dimension: POT's `emd2`, for n ≤ 5000.
     """
-    if mu.dim != nu.dim:
-        raise ValueError(f"the measures live in dimensions {mu.dim} and {nu.dim}")
+    _check_pair(mu, nu)
     if isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
         return gelbrich_squared(mu, nu)
     if mu.dim == 1:
@@ -39,6 +38,7 @@ def w2_squared(mu: Measure, nu: Measure) -> Tensor:
 
 def gelbrich_squared(mu: Measure, nu: Measure) -> Tensor:
     """|m − m'|² + Bures²(Σ, Σ'): W2² of the Gaussians with the same moments, a lower bound of W2² (Gelbrich 1990)."""
+    _check_pair(mu, nu)
     return (mu.mean - nu.mean).square().sum(-1) + _bures2(mu.cov, nu.cov)
 
 
@@ -47,6 +47,12 @@ def _bures2(A: Any, B: Any) -> Tensor:
         A._same(B)
         return (A.values.sqrt() - B.values.sqrt()).square().sum(-1)
     return bures2(dense(A), dense(B))
+
+
+def _check_pair(mu: Measure, nu: Measure) -> None:
+    if mu.dim != nu.dim:
+        raise ValueError(f"the measures live in dimensions {mu.dim} and {nu.dim}")
+    check_alike(nu.anchor, "the target", mu.anchor)
 
 
 @dataclass(frozen=True, eq=False)

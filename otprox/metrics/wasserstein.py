@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..functionals import Functional
 from ..measures import Gaussian, Measure, Particles, Spectral, Velocity
-from ..measures.base import as_float, check_alike
+from ..measures.base import as_float, check_alike, common_batch
 from ..measures.covariance import Matrix, alike, as_matrix, cholesky, dense, tensor_of
 from .base import Metric
 
@@ -36,6 +37,11 @@ class Wasserstein(Metric):
         if self.Q.shape[-1] != mu.dim:
             raise ValueError(f"Q has shape {tuple(self.Q.shape)} but the measure lives in dimension {mu.dim}")
         check_alike(tensor_of(self.Q), "Q", mu.anchor)
+        batch = common_batch("Q", self.Q.shape[:-2], "the measure", mu.batch)
+        if batch != mu.batch and not isinstance(mu, Gaussian):
+            raise ValueError(
+                f"Q has batch shape {tuple(batch)}, the measure {tuple(mu.batch)}; expand the measure to it"
+            )
         if isinstance(mu, Gaussian):
             return alike(self.Q, mu.cov)
         return self.Q if isinstance(mu, Particles) else dense(self.Q)
@@ -138,8 +144,10 @@ class Entropic(Metric):
     base: Metric = field(default_factory=Wasserstein)
 
     def __post_init__(self) -> None:
-        if not self.reg > 0:
-            raise ValueError(f"reg must be positive, not {self.reg}; without regularisation use Wasserstein()")
+        if not 0 < self.reg < math.inf:
+            raise ValueError(
+                f"reg must be positive and finite, not {self.reg}; without regularisation use Wasserstein()"
+            )
         if self.reference not in ("lebesgue", "product", "debiased"):
             raise ValueError(f"reference must be 'lebesgue', 'product' or 'debiased', not {self.reference!r}")
         if not isinstance(self.base, Wasserstein | Moving):

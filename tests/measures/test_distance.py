@@ -83,3 +83,13 @@ def test_gelbrich_is_a_lower_bound(seed):
 def test_dimensions_must_agree():
     with pytest.raises(ValueError, match="dimensions 1 and 2"):
         w2_squared(ox.Particles(torch.zeros(2, 1)), ox.Particles(torch.zeros(2, 2)))
+
+
+def test_measures_that_do_not_fit_are_refused():
+    mu, flat = ox.Gaussian(torch.zeros(2), torch.eye(2)), ox.Gaussian(torch.zeros(1), torch.eye(1))
+    single = ox.Gaussian(torch.zeros(2).float(), torch.eye(2).float())
+    for distance in (w2_squared, gelbrich_squared):
+        with pytest.raises(ValueError, match="dimensions 2 and 1"):
+            distance(mu, flat)
+        with pytest.raises(TypeError, match="float32"):
+            distance(mu, single)

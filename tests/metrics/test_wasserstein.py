@@ -96,3 +96,15 @@ def test_refusals(S0):
         ox.Wasserstein(S0).mobility(ox.Gaussian([0.0], [[1.0]]))
     with pytest.raises(TypeError, match="float32"):
         ox.Wasserstein(S0.float()).mobility(ox.Gaussian(torch.zeros(3), torch.eye(3)))
+
+
+def test_a_batch_of_metrics_needs_a_batch_of_particles():
+    Q = torch.eye(2).expand(3, 2, 2)
+    with pytest.raises(ValueError, match=r"Q has batch shape \(3,\)"):
+        ox.Forward(Potential(Quadratic([0.0, 0.0])), ox.Wasserstein(Q))(ox.Particles(torch.ones(4, 2)), 0.0, 0.1)
+
+
+@pytest.mark.parametrize("reg", [0.0, -1.0, math.inf, math.nan])
+def test_reg_is_positive_and_finite(reg: float):
+    with pytest.raises(ValueError, match="reg must be positive and finite"):
+        ox.Entropic(reg)
