@@ -329,8 +329,7 @@ def differentiate(f: Field, x: Tensor, what: str) -> Tensor:
                 ".item() or NumPy"
             )
         if not torch.isfinite(values).all():
-            bad = int((~torch.isfinite(values)).sum())
-            raise ValueError(f"{what} is non-finite, NaN or infinite, at {bad} of {values.numel()} points")
+            raise ValueError(f"{what} is non-finite (NaN or infinite) at {int((~torch.isfinite(values)).sum())} points")
         (g,) = torch.autograd.grad(values.sum(), y, create_graph=x.requires_grad)
     return g
 
