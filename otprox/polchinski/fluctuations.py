@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..functionals.base import scalar_potential
 from ..solvers.base import ConvergenceWarning
 from .estimates import Estimate, Fields
 from .models import gradient_of
-from .modes import Matrix, apply, root
+from .modes import Matrix, Modes, apply, root
 
 TARGET = 0.8  # acceptance to which the step of the chains is tuned
 
@@ -50,6 +51,11 @@ class Whitened:
         beta = self.beta[..., None] if isinstance(self.beta, Tensor) else self.beta
         return beta * apply(self.half, gradient_of(self.V0, self.field(eta)))
 
+    @cached_property
+    def centre(self) -> Tensor:
+        """C^{−½}φ: minus the η at which the field φ + ζ vanishes."""
+        return apply(Modes.of(self.half).inverse, self.phi)
+
     def start(self, chains: int, generator: torch.Generator) -> Tensor:
         return _normal((chains, *self.phi.shape), self.phi, generator)
 
@@ -74,6 +80,9 @@ class Fluctuations:
     nodes: for 10 of them an error of 2e-7 a mode while C·∇²V₀ ≤ 10, and 4e-4 at 100. Error bars come from the spread of
     independent chains, so what is correlated within one is counted. The leapfrog turns the Gaussian part exactly and
     kicks by V₀ (Neal 2011, 5.5.1): for V₀ = 0 it has no error.
+
+    `even` says that V₀(−φ) = V₀(φ). Each trajectory is then followed by the proposal of −φ − ζ, which gives two wells
+    of opposite sign their weights where no trajectory crosses from one to the other.
     """
 
     generator: torch.Generator
@@ -82,6 +91,7 @@ class Fluctuations:
     burn: int = field(default=64, kw_only=True)
     leaps: int = field(default=5, kw_only=True)
     temperatures: int = field(default=10, kw_only=True)
+    even: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("chains", "samples", "burn", "leaps", "temperatures"):
@@ -155,8 +165,17 @@ class Fluctuations:
         moved, end = self._leapfrog(target.force, eta, p, (step * jitter)[..., None])
         gain = target.energy(eta, p) - target.energy(moved, end)
         rate = torch.exp(gain.clamp_max(0)).nan_to_num(0.0)  # a trajectory that blew up is refused
-        draw = torch.rand(rate.shape, generator=self.generator, dtype=eta.dtype, device=eta.device)
-        return torch.where((draw < rate)[..., None], moved, eta), rate
+        eta = torch.where((self._uniform(rate) < rate)[..., None], moved, eta)
+        return (self._turned(target, eta) if self.even else eta), rate
+
+    def _turned(self, target: Whitened, eta: Tensor) -> Tensor:
+        """φ + ζ or −φ − ζ, which is −η − 2C^{−½}φ in η, by the Gaussian part alone as V₀ is the same (Metropolis)."""
+        shift = 2 * target.centre
+        odds = torch.exp((-shift * (eta + shift / 2)).sum(-1)).nan_to_num(0.0)
+        return torch.where((self._uniform(odds) < odds)[..., None], -eta - shift, eta)
+
+    def _uniform(self, like: Tensor) -> Tensor:
+        return torch.rand(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
 
     def _leapfrog(
         self, force: Callable[[Tensor], Tensor], eta: Tensor, p: Tensor, angle: Tensor
