@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import version as installed_version
 
 project = "otprox"
@@ -19,6 +20,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "sg_execution_times.rst"]
 default_role = "code"
+smartquotes = False  # docstrings quote values, such as on_failure="raise"
 suppress_warnings = ["config.cache"]  # the gallery's configuration cannot be pickled
 
 html_theme = "pydata_sphinx_theme"
@@ -67,5 +69,17 @@ def _process_docstring(app, what, name, obj, options, lines: list[str]) -> None:
             lines[i] = _plain(line)
 
 
+def _process_signature(app, what, name, obj, options, signature: str | None, returns: str | None):
+    """A default that a dataclass makes afresh is shown as a call, Wasserstein(), not as <factory>."""
+    if what == "class" and is_dataclass(obj) and signature and "<factory>" in signature:
+        for f in fields(obj):
+            if f.init and f.default_factory is not MISSING:
+                call = {"list": "[]", "dict": "{}"}.get(f.default_factory.__name__, f"{f.default_factory.__name__}()")
+                signature = signature.replace("<factory>", call, 1)
+        signature = re.sub(r", _\w+: [^=]* = \[\]", "", signature)  # private fields
+    return signature, returns
+
+
 def setup(app) -> None:
     app.connect("autodoc-process-docstring", _process_docstring)
+    app.connect("autodoc-process-signature", _process_signature)
