@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import warnings
@@ -201,6 +200,7 @@ class _Run:
         self, path: Path, every: int, checkpoint: str | os.PathLike[str] | None, observers: dict[str, Observer]
     ) -> None:
         self.path, self.every, self.checkpoint, self.observers = path, every, checkpoint, observers
+        self.start = path.mu
         self.times: list[float] = []
         self.series: dict[str, list[Tensor]] = {name: [] for name in observers}
         self.tail: tuple[float, dict[str, Tensor]] | None = None  # the last tick, when it was not due
@@ -259,7 +259,7 @@ class _Run:
 
     def _write(self) -> None:
         state = {
-            "run": _fingerprint(self.path),
+            "run": storage.fingerprint((self.path.step, self.start)),
             "clock": self.path.times[: self.steps + 1],
             "every": self.every,
             "observers": sorted(self.observers),
@@ -278,29 +278,13 @@ class _Run:
 
     def _check(self, saved: dict[str, Any]) -> None:
         same = (
-            saved["run"] == _fingerprint(self.path)
+            saved["run"] == storage.fingerprint((self.path.step, self.start))
             and saved["clock"] == self.path.times[: saved["steps"] + 1]
             and saved["every"] == self.every
             and list(saved["observers"]) == sorted(self.observers)
         )
         if not same:
             raise ValueError(
-                f"{self.checkpoint} belongs to another run (other initial measure, step, times, every or observers); "
-                "delete it, or give another checkpoint"
+                f"{self.checkpoint} belongs to another run (another step, functional, initial measure, times, every or "
+                "observers); delete it, or give another checkpoint"
             )
-
-
-def _fingerprint(path: Path) -> str:
-    """The initial measure and the kinds of steps, as a hash."""
-    digest = hashlib.sha256(repr(_kinds(path.step)).encode())
-    for name, tensor in path.mu.state().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _kinds(step: Any) -> Any:
-    if isinstance(step, Step):
-        return type(step).__name__, [_kinds(part) for part in vars(step).values()]
-    if isinstance(step, tuple):
-        return [_kinds(part) for part in step]
-    return step if isinstance(step, int | float | str | None) else type(step).__name__

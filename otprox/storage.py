@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,40 @@ def load(path: str | os.PathLike[str], device: torch.device | None = None) -> An
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} was not written by otprox, or is damaged: {error}") from error
+
+
+def fingerprint(value: Any) -> str:
+    """A hash of nested values: tensors and numbers by content, dataclasses by type and fields, functions by their code.
+
+    Generators, and fields whose name starts with an underscore, do not enter.
+    """
+    digest = hashlib.sha256()
+    _digest(value, digest)
+    return digest.hexdigest()
+
+
+def _digest(value: Any, digest: Any) -> None:
+    digest.update(type(value).__name__.encode())
+    if isinstance(value, Tensor):
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    elif is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            if not f.name.startswith("_"):
+                digest.update(f.name.encode())
+                _digest(getattr(value, f.name), digest)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            _digest(part, digest)
+    elif isinstance(value, FunctionType):
+        _digest_function(value, digest)
+    elif value is None or isinstance(value, bool | int | float | str):
+        digest.update(repr(value).encode())
+
+
+def _digest_function(f: FunctionType, digest: Any) -> None:
+    digest.update(f"{f.__module__}.{f.__qualname__}".encode() + f.__code__.co_code)
+    constants = tuple(c for c in f.__code__.co_consts if isinstance(c, bool | int | float | str))
+    _digest((constants, f.__defaults__ or (), tuple(cell.cell_contents for cell in f.__closure__ or ())), digest)
 
 
 def _encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -123,6 +123,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         (langevin(), cloud(), [2 * t for t in TIMES], 1),
         (langevin(), cloud(), TIMES, 2),
         (ox.Forward(ox.Potential(V)), cloud(), TIMES, 1),
+        (ox.Forward(ox.Potential(ox.Quadratic([0.1]))) >> langevin().steps[1], cloud(), TIMES, 1),
+        (ox.Forward(ox.Potential(V), ox.Wasserstein(torch.tensor([[2.0]]))) >> langevin().steps[1], cloud(), TIMES, 1),
+        (ox.Forward(ox.Potential(lambda x: (x**2).sum(-1))) >> langevin().steps[1], cloud(), TIMES, 1),
     ]:
         with pytest.raises(ValueError, match="another run"):
             ox.record(ox.flow(step, mu, times), every, checkpoint=file, mean=observe.mean)

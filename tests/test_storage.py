@@ -48,3 +48,26 @@ def test_refusals(tmp_path):
     np.savez(tmp_path / "stranger.npz", structure=np.array('{"type": "Popen", "fields": {}}'))
     with pytest.raises(ValueError, match="Popen"):
         storage.load(tmp_path / "stranger.npz")
+
+
+def test_fingerprints_see_what_changes_a_run():
+    def quartic(c):
+        return lambda x: c * (x**4).sum(-1)
+
+    def step(V=quartic(1.0), Q=None, solver=None):
+        return ox.Forward(ox.Potential(V), ox.Wasserstein(Q)) >> ox.Backward(ox.Entropy(), solver=solver)
+
+    same = storage.fingerprint(step())
+    assert storage.fingerprint(step(quartic(1.0))) == same
+    others = [
+        step(quartic(2.0)),
+        step(lambda x: (x**2).sum(-1)),
+        step(ox.Quadratic([0.0])),
+        step(Q=torch.eye(1)),
+        step(solver=ox.solvers.GaussianMap()),
+        step(solver=ox.solvers.Bures(tolerance=1e-9)),
+        step() >> ox.Heat(),
+        step() >> ox.Heat(2.0),
+    ]
+    prints = [storage.fingerprint(other) for other in others]
+    assert same not in prints and len(set(prints)) == len(prints)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..functionals import Functional
 from ..functionals.atom import Atom, NotConvex
-from ..functionals.base import offers
+from ..functionals.local_prox import offers
 from ..measures import Density, Measure, Quantiles
 from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein

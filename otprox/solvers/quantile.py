@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..functionals import Functional, Interaction, Potential
-from ..functionals.base import offers
+from ..functionals.local_prox import offers
 from ..measures import Measure, Quantiles
 from ..metrics import Metric, Wasserstein
 from .base import OnFailure, Out, Stats, check_positive, check_tau, report, require

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import pairwise
 from ..functionals import Functional, Interaction, Potential, Quadratic
-from ..functionals.base import offers
+from ..functionals.local_prox import offers
 from ..measures.covariance import dense
 
 

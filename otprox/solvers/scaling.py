@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..functionals import Functional
-from ..functionals.base import LocalProx, not_local
+from ..functionals.local_prox import LocalProx, not_local
 from ..measures import Density, Grid, Measure
 from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein
 from .anderson import Anderson
-from .base import OnFailure, Out, Stats, check_positive, report, require, warm_start
+from .base import OnFailure, Out, Stats, check_positive, check_tau, report, require, slowest, warm_start
 from .separable import SeparableKernel
 
 GROWTH = 0.1  # a cell that grows by more than this factor an iteration could still fill, however empty it is
@@ -80,6 +80,7 @@ class Scaling:
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
         check_positive(tau)
+        check_tau(tau, F, slowest(metric))
         assert isinstance(mu, Density) and isinstance(metric, Entropic)
         problem = Problem.of(F, metric, mu, tau)
         start, coarse = self._start(problem, last, lambda reg: Problem.of(F, replace(metric, reg=reg), mu, tau))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from otprox import KL, Density, Entropy, Functional, Gaussian, Grid, Interaction, PorousMedium, Potential
-from otprox.functionals.base import LocalProx, wright_omega
+from otprox.functionals.local_prox import LocalProx, wright_omega
 
 GRID = Grid(-2.0, 2.0, 400)
 MU = Density(torch.full((400,), 0.25, dtype=torch.float64), GRID)
