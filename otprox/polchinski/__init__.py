@@ -6,10 +6,15 @@ from .fluctuations import Chains, Fluctuations, Importance
 from .models import FreeField, Phi4, SineGordon
 from .potential import AtScale, RenormalisedPotential
 from .routes import BesselSeries, ClosedForm, HermiteSites
+from .schemes import form_a, form_b, forward_backward, forward_heat, reference_a, reference_b
+from .steps import Ascended, Ascent, Bridge, Learned, ascending
 
 __all__ = [
+    "Ascended",
+    "Ascent",
     "AtScale",
     "BesselSeries",
+    "Bridge",
     "Chains",
     "ClosedForm",
     "Covariances",
@@ -20,9 +25,17 @@ __all__ = [
     "HeatKernel",
     "HermiteSites",
     "Importance",
+    "Learned",
     "Method",
     "PauliVillars",
     "Phi4",
     "RenormalisedPotential",
     "SineGordon",
+    "ascending",
+    "form_a",
+    "form_b",
+    "forward_backward",
+    "forward_heat",
+    "reference_a",
+    "reference_b",
 ]
