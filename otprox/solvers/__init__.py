@@ -5,19 +5,25 @@ from .bures import Bures
 from .choose import choose, explain
 from .convex import Convex, FrozenWarning
 from .descent import Descent
+from .feature_basis import Basis, Cosines, Hermite
+from .features import Features
 from .gaussian_map import GaussianMap
 from .modes import Modes
 from .quantile import Quantile
 from .scaling import Scaling
 
 __all__ = [
+    "Basis",
     "Bures",
     "ConvergenceError",
     "ConvergenceWarning",
     "Convex",
+    "Cosines",
     "Descent",
+    "Features",
     "FrozenWarning",
     "GaussianMap",
+    "Hermite",
     "Modes",
     "Out",
     "Quantile",
