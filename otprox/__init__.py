@@ -1,6 +1,6 @@
 """otprox: proximal steps and gradient flows over probability measures."""
 
-from . import domains, exact, functionals, kernels, measures, metrics, observe, schemes, solvers
+from . import domains, exact, functionals, kernels, measures, metrics, observe, polchinski, schemes, solvers
 from .domains import Box, Euclidean, Torus
 from .flow import Path, Tick, Trajectory, flow, record
 from .functionals import (
@@ -68,6 +68,7 @@ __all__ = [
     "measures",
     "metrics",
     "observe",
+    "polchinski",
     "record",
     "schemes",
     "solvers",

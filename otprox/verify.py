@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
@@ -14,6 +15,7 @@ from .functionals import KL, Entropy, Interaction, PorousMedium, Potential, Quad
 from .measures import Gaussian, Grid, Measure, Particles, Quantiles
 from .measures.distance import w2_squared
 from .metrics import Entropic, Wasserstein
+from .polchinski import HeatKernel, PauliVillars, orders
 from .solvers import GaussianMap
 from .steps import Backward, Drift, Flow, Forward, Halves, Heat, Step, Strang
 
@@ -79,7 +81,15 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, object]]:
 
 def catalogue() -> list[Case]:
     """Every case that is run."""
-    return [*_splittings(), *_fixed_points(), *_one_step(), *_quantiles(), *_grids(), *_particles()]
+    return [
+        *_splittings(),
+        *_fixed_points(),
+        *_one_step(),
+        *_quantiles(),
+        *_grids(),
+        *_particles(),
+        *_renormalisation(),
+    ]
 
 
 # the data of the Gaussian cases: covariances that do not commute
@@ -290,6 +300,25 @@ def _particles() -> list[Case]:
             "particles: prox of a double well by descent", "pointwise prox", (0.2, 0.1, 0.05), double_well, within=1e-6
         ),
         Case("particles: forward-backward by Gaussian maps", "closed form", (0.3, 0.1), forward_backward, within=1e-9),
+    ]
+
+
+def _renormalisation() -> list[Case]:
+    ring, forms = "exact law of the 3-ring at t = 1", orders.SCHEMES
+    first = {
+        **{f"free field, {name}": (ring, 0.05, partial(orders.ring, forms[name])) for name in forms},
+        "16 × 16 sites, form A": ("exact law at t = ½", 0.02, partial(orders.torus, forms["form A"])),
+        **{f"φ⁴ site, {X}": ("E φ² at C = ½", 0.2, partial(orders.one_site, forms[X])) for X in ("form A", "form B")},
+    }
+    return [
+        *(
+            Case(f"renormalisation: {name}", law, (tau, tau / 2, tau / 4), error, order=1.0)
+            for name, (law, tau, error) in first.items()
+        ),
+        *(
+            Case(f"renormalisation: Bridge, {C.__name__}", ring, (0.5, 0.1), partial(orders.bridge, C), within=1e-12)
+            for C in (HeatKernel, PauliVillars)
+        ),
     ]
 
 

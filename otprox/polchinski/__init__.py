@@ -4,7 +4,18 @@ from .covariances import Covariances, Family, HeatKernel, PauliVillars
 from .estimates import Estimate, Method
 from .fluctuations import Chains, Fluctuations, Importance
 from .models import FreeField, Phi4, SineGordon
+from .observables import (
+    CorrelationLength,
+    EffectivePotential,
+    Magnetisation,
+    Observable,
+    StructureFactor,
+    Susceptibility,
+    TwoPoint,
+    radial,
+)
 from .potential import AtScale, RenormalisedPotential
+from .reference import LongRun, autocorrelated
 from .routes import BesselSeries, ClosedForm, HermiteSites
 from .schemes import form_a, form_b, forward_backward, forward_heat, reference_a, reference_b
 from .steps import Ascended, Ascent, Bridge, Learned, ascending
@@ -17,7 +28,9 @@ __all__ = [
     "Bridge",
     "Chains",
     "ClosedForm",
+    "CorrelationLength",
     "Covariances",
+    "EffectivePotential",
     "Estimate",
     "Family",
     "Fluctuations",
@@ -26,16 +39,24 @@ __all__ = [
     "HermiteSites",
     "Importance",
     "Learned",
+    "LongRun",
+    "Magnetisation",
     "Method",
+    "Observable",
     "PauliVillars",
     "Phi4",
     "RenormalisedPotential",
     "SineGordon",
+    "StructureFactor",
+    "Susceptibility",
+    "TwoPoint",
     "ascending",
+    "autocorrelated",
     "form_a",
     "form_b",
     "forward_backward",
     "forward_heat",
+    "radial",
     "reference_a",
     "reference_b",
 ]
