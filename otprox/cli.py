@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("doctor", help="report versions, devices and what is missing")
     options = parser.parse_args(arguments)
     if options.command == "demo":
-        return _demo(options.out, options.only, not options.quiet)
+        return _demo(options.out, options.only, not options.quiet and sys.stderr.isatty())
     if options.command == "verify":
         return _verify(options.names, options.json)
     return _doctor()

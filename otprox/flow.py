@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import storage
+from .functionals import Functional
 from .measures import Measure
 from .steps import Step
 
@@ -90,6 +91,8 @@ def flow(step: Step, mu: Measure, times: Iterable[float], progress: bool = False
         raise TypeError(f"flow needs a Step such as Forward(F) >> Heat(), not a {type(step).__name__}")
     if not isinstance(mu, Measure):
         raise TypeError(f"flow starts from a Measure such as Particles(x), not a {type(mu).__name__}")
+    if isinstance(times, int | float):
+        raise TypeError(f"times must be increasing instants such as [0.0, {times}], not the number {times}")
     grid = tuple(float(t) for t in times)
     if len(grid) < 2:
         raise ValueError(f"times must hold at least two instants, not {len(grid)}")
@@ -164,8 +167,14 @@ def record(
     `until(tick)` true (for the whole batch) stops the run after that tick. With `checkpoint`, the state is written to
     that file (.npz, atomically, at most once a second and at the end), and a run that finds it goes on from there, bit
     for bit as if it had not been broken. Ctrl-C ends the run and returns what was recorded, with status "interrupted".
-    A step that fails raises its error with the recorded part as `error.trajectory`.
+    The states of the generators come
+    from that file too, so another seed needs another file. A step that fails raises its error with the recorded part as `error.trajectory`.
     """
+    if not isinstance(path, Path):
+        raise TypeError(f"record needs a path, as flow(step, mu, times) makes it, not a {type(path).__name__}")
+    for name, look in observers.items():
+        if isinstance(look, Functional) or not callable(look):
+            raise TypeError(f"observer {name!r} must be a function of a Tick, such as observe.energy(F), not {look}")
     if every < 1:
         raise ValueError(f"every must be at least 1, not {every}")
     run = _Run(path, every, checkpoint, observers)

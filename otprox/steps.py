@@ -94,6 +94,8 @@ class Heat(Step):
     def __post_init__(self) -> None:
         if not self.scale > 0:
             raise ValueError(f"Heat needs a positive scale, not {self.scale}")
+        if not isinstance(self.generator, torch.Generator | None):
+            raise TypeError(f"generator must be a torch.Generator, not a {type(self.generator).__name__}")
 
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
         step_size(t0, t1)

@@ -204,3 +204,34 @@ def test_refusals():
         ox.Forward(Potential(lambda x: x.detach().sum(-1)))(cloud, 0.0, 0.1)
     with pytest.raises(ValueError, match="\\(200, 2\\) gave"):
         ox.Forward(Potential(lambda x: x**2))(cloud, 0.0, 0.1)
+
+
+def test_constant_fields_carry_the_density():
+    mu = ox.Gaussian(torch.zeros(2), torch.eye(2)).to_particles(20, torch.Generator().manual_seed(0))
+    for V in (lambda x: x.sum(-1), lambda x: x[..., 0] ** 2 / 2):
+        out = ox.Forward(Potential(V))(mu, 0.0, 0.1).mu
+        assert torch.isfinite(out.log_density).all()
+    moved = ox.Forward(Potential(lambda x: x.sum(-1)))(mu, 0.0, 0.1).mu
+    torch.testing.assert_close(moved.log_density, mu.log_density)
+
+
+def test_more_refusals():
+    mu, cloud = ox.Gaussian([0.0], [[1.0]]), particles()
+    with pytest.raises(TypeError, match="uses NumPy"):
+        ox.Forward(Potential(lambda x: torch.from_numpy((x.numpy() ** 2).sum(-1))))(cloud, 0.0, 0.1)
+    with pytest.raises(TypeError, match="torch.Generator, not a int"):
+        ox.Heat(generator=0)
+    with pytest.raises(TypeError, match="not the number 0.1"):
+        ox.flow(ox.Heat(), mu, 0.1)
+    with pytest.raises(TypeError, match="flow\\(step, mu, times\\)"):
+        ox.record(ox.Heat())
+    with pytest.raises(TypeError, match="observe.energy"):
+        ox.record(ox.flow(ox.Heat(), mu, [0.0, 0.1]), x=ox.Entropy())
+    carried = mu.to_particles(9, torch.Generator().manual_seed(0))
+    with pytest.raises(TypeError, match="known at the particles only"):
+        ox.Forward(ox.KL(mu))(carried, 0.0, 0.1)
+    flat = ox.Forward(Potential(Quadratic([0.0])))(mu, 0.0, 1.0).mu
+    with pytest.raises(ValueError, match="flattens a direction"):
+        ox.Entropy()(flat)
+    single = ox.Gaussian(torch.zeros(1).float(), torch.eye(1).float())
+    assert ox.Backward(ox.Entropy(), ox.Moving(lambda t: t * torch.eye(1).float()))(single, 0.0, 0.1).mu.cov.item() > 1

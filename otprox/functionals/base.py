@@ -19,7 +19,7 @@ from .local_prox import LocalProx
 class Functional(ABC):
     """F: P(R^d) → R. It sees a measure only through the Measure interface.
 
-    Subclasses are final frozen dataclasses. Beyond the four methods below, a functional may offer what solvers ask for:
+    Subclasses are final frozen dataclasses. Beyond `__call__`, `first_variation` and `gradient`, a functional may offer what solvers ask for:
 
     ==================  =====================================================================  ==============
     capability          meaning                                                                asked for by
@@ -65,7 +65,10 @@ class Functional(ABC):
 
     def diffusivity(self, mu: Measure) -> Tensor:
         """dφ/dlog ρ on a Density's cells: the local diffusion coefficient of the flow; 0 for a potential."""
-        raise TypeError(f"{self} is not local, so it gives no diffusivity")
+        raise TypeError(
+            f"{self} gives no diffusivity, which an explicit step on a Density needs for its stable step: define "
+            "diffusivity(mu), mu.anchor.new_zeros(()) when δF/δμ does not depend on ρ(x)"
+        )
 
     def __str__(self) -> str:
         return " + ".join(f"{'' if c == 1 else f'{c:g}·'}{type(f).__name__}" for c, f in self.terms)
@@ -199,11 +202,18 @@ def differentiate(f: Field, x: Tensor, what: str) -> Tensor:
     """∇f at points x by automatic differentiation, (*batch, n, d); differentiable again when x requires grad."""
     with torch.enable_grad():
         y = x if x.requires_grad else x.detach().requires_grad_()
-        values = f(y)
+        try:
+            values = f(y)
+        except RuntimeError as error:
+            if "numpy" not in str(error):
+                raise
+            raise TypeError(
+                f"{what} uses NumPy; write it with torch operations, so that it can be differentiated"
+            ) from error
         if not values.requires_grad:
             raise TypeError(
-                f"{what} is not differentiable by autograd: write it with torch operations, without .detach(), "
-                ".item() or NumPy"
+                f"{what} is not differentiable by autograd, or does not depend on x: write it with torch operations, "
+                "without .detach(), .item() or NumPy"
             )
         if not torch.isfinite(values).all():
             raise ValueError(f"{what} is non-finite (NaN or infinite) at {int((~torch.isfinite(values)).sum())} points")

@@ -34,7 +34,16 @@ def as_matrix(value: Any, name: str, like: Tensor | None = None, *, definite: bo
 
 def cholesky(matrix: Any) -> Any:
     """A factor L with LLᵀ = matrix: lower triangular when dense, the symmetric root when Spectral."""
-    return matrix.sqrt() if isinstance(matrix, Spectral) else torch.linalg.cholesky(matrix)
+    if isinstance(matrix, Spectral):
+        return matrix.sqrt()
+    try:
+        return torch.linalg.cholesky(matrix)
+    except torch.linalg.LinAlgError as error:
+        smallest = torch.linalg.eigvalsh(matrix).min().item()
+        raise ValueError(
+            f"this needs a positive definite covariance; its smallest eigenvalue is {smallest:.3g}. A Forward step with "
+            "tau = 1/L flattens a direction: take tau below it"
+        ) from error
 
 
 def slope(L: Any, z: Tensor, w: Tensor, values: Tensor) -> Any:

@@ -144,9 +144,14 @@ class Particles(Measure):
         return pairwise.convolve(W, x, self.x, self.w, self.domain)
 
     def log_prob(self, x: Tensor | None = None) -> Tensor:
-        if self.log_density is None or x is not None:
-            raise TypeError(self._no_density("log-density" if x is None else "log-density away from its particles"))
+        if self.log_density is None:
+            raise TypeError(self._no_density("log-density"))
+        if x is not None and x is not self.x:
+            raise TypeError(_CARRIED)
         return self.log_density
+
+    def score(self, x: Tensor | None = None) -> Tensor:
+        raise TypeError(self._no_density("score") if self.log_density is None else _CARRIED)
 
     def expect_log(self, u: Field) -> Tensor:
         return (self.w * u(self.log_prob())).sum(-1)
@@ -173,14 +178,25 @@ def _per_particle(value: Any, name: str, x: Tensor) -> Tensor:
     return tensor.expand(x.shape[:-1])
 
 
+_CARRIED = (
+    "the carried log-density is known at the particles only, not at other points and without its gradient; what would "
+    "work: Blob(width) in place of Entropy, solver=solvers.GaussianMap(), or Gaussian.fit(mu)"
+)
+
+
+def _row(value: Tensor, y: Tensor, create_graph: bool) -> Tensor:
+    """∇value at y; 0 where value does not depend on y."""
+    if not value.requires_grad:
+        return torch.zeros_like(y)
+    (g,) = torch.autograd.grad(value, y, retain_graph=True, create_graph=create_graph, allow_unused=True)
+    return torch.zeros_like(y) if g is None else g
+
+
 def _log_det(v: Field, x: Tensor, tau: float) -> Tensor:
     """log|det(I + τ∇v)| at each point, by d backward passes."""
     with torch.enable_grad():
         y = x if x.requires_grad else x.detach().requires_grad_()
         out = v(y)
-        rows = [
-            torch.autograd.grad(out[..., i].sum(), y, retain_graph=True, create_graph=x.requires_grad)[0]
-            for i in range(x.shape[-1])
-        ]
+        rows = [_row(out[..., i].sum(), y, x.requires_grad) for i in range(x.shape[-1])]
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     return torch.linalg.slogdet(eye + tau * torch.stack(rows, -2)).logabsdet

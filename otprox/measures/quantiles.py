@@ -119,7 +119,14 @@ class Quantiles(Measure):
     def move(self, tangent: Tangent, tau: float) -> Quantiles:
         if not isinstance(tangent, Velocity):
             raise TypeError(f"Quantiles move along a Velocity, not a {type(tangent).__name__}; use a Density on a Grid")
-        return self.push(lambda x: x + tau * tangent.field(x))
+        x = self.x + tau * tangent.field(self.x)
+        if (x.diff(dim=-2) < 0).any() and _diffuses(tangent):
+            raise ValueError(
+                f"tau = {tau:.6g} is above the stable step of an explicit step on {self.n} quantiles: neighbours "
+                "cross. What would work: Backward in place of Forward, Heat for an Entropy, "
+                "or steps of the order of the smallest gap squared"
+            )
+        return self.push(lambda _: x)
 
     def diffuse(self, cov: Tensor, generator: torch.Generator | None = None) -> Quantiles:
         """Convolution with N(0, cov), cov of shape (1, 1) or (*batch, 1, 1).
@@ -218,6 +225,16 @@ def _check_sorted(x: Tensor) -> None:
         where = f" in batch item {tuple(item)}" if item else ""
         a, b = x[(*item, i)].item(), x[(*item, i + 1)].item()
         raise ValueError(f"x must not decrease: x[{i}] = {a:.6g} > x[{i + 1}] = {b:.6g}{where}; pass x.sort(-1).values")
+
+
+def _diffuses(tangent: Velocity) -> bool:
+    """Whether the velocity comes from an energy that spreads mass, so that crossing means an unstable step."""
+    if tangent.diffusivity is None:
+        return False
+    try:
+        return bool((tangent.diffusivity() > 0).any())
+    except TypeError:  # an energy that does not say
+        return False
 
 
 def _sorted(y: Tensor) -> Tensor:

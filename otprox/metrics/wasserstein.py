@@ -170,7 +170,9 @@ def time_derivative(C: Callable[[Any], Any], t: float | Tensor) -> Any:
         rate = torch.func.jvp(lambda s: torch.as_tensor(tensor_of(C(s))), *_unit_time(t))[1]
     except TypeError as error:
         raise TypeError("C(t) must accept a tensor t to be differentiated: write it in torch, or pass rate=") from error
-    return now.with_values(rate) if isinstance(now, Spectral) else rate
+    if isinstance(now, Spectral):
+        return now.with_values(rate.to(now.dtype))
+    return rate.to(_matrix(now).dtype)
 
 
 def _matrix(value: Any) -> Any:

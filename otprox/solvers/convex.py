@@ -124,8 +124,9 @@ class Convex:
         solution = program.solve(values, self.solver, options)
         if solution.new is None:
             raise ConvergenceError(
-                f"{self.solver} found no solution of the implicit step: its status is {solution.status}. Check that F "
-                "is bounded below, take another step size, or use another solver"
+                f"{self.solver} found no solution of the implicit step: its status is {solution.status}. The "
+                "program is too ill conditioned for it, or F is not bounded below; use Entropic(reg) with Scaling on a grid, "
+                "Quantiles in 1-D, or another step size"
             )
         return solution
 

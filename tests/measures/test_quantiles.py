@@ -242,3 +242,12 @@ def test_float32_stays_float32():
     assert mu.diffuse(torch.tensor([[0.1]], dtype=torch.float32)).x.dtype == torch.float32
     assert mu.log_prob().dtype == mu.score().dtype == torch.float32
     assert mu.with_state(**mu.state()).x.equal(mu.x)
+
+
+@pytest.mark.parametrize("F", [ox.Entropy(), ox.PorousMedium(2.0), ox.KL(ox.Quadratic([0.0]))], ids=str)
+def test_an_unstable_explicit_step_is_refused(F):
+    mu = ox.Quantiles.of(ox.Gaussian([0.0], [[2.0]]), 1000)
+    with pytest.raises(ValueError, match="above the stable step.*Backward in place of Forward"):
+        ox.record(ox.flow(ox.Forward(F), mu, [0.01 * k for k in range(11)]))
+    crossing = ox.Forward(ox.Potential(lambda x: 3 * x.square().sum(-1)))(mu, 0.0, 1.0).mu  # no energy that spreads
+    torch.testing.assert_close(crossing.x, 5 * mu.x)
