@@ -165,10 +165,10 @@ def record(
     """Run a path and keep what the observers see at every `every`-th step and at the last one, stamped t1.
 
     `until(tick)` true (for the whole batch) stops the run after that tick. With `checkpoint`, the state is written to
-    that file (.npz, atomically, at most once a second and at the end), and a run that finds it goes on from there, bit
-    for bit as if it had not been broken. Ctrl-C ends the run and returns what was recorded, with status "interrupted".
-    The states of the generators come
-    from that file too, so another seed needs another file. A step that fails raises its error with the recorded part as `error.trajectory`.
+    that file (.npz, atomically, at most once a second and at the end; missing folders are made), and a run that finds
+    it goes on from there, bit for bit as if it had not been broken; the states of the generators come from the file
+    too, so another seed needs another file. Ctrl-C ends the run and returns what was recorded, with status
+    "interrupted". A step that fails raises its error with the recorded part as `error.trajectory`.
     """
     if not isinstance(path, Path):
         raise TypeError(f"record needs a path, as flow(step, mu, times) makes it, not a {type(path).__name__}")

@@ -207,9 +207,7 @@ def differentiate(f: Field, x: Tensor, what: str) -> Tensor:
         except RuntimeError as error:
             if "numpy" not in str(error):
                 raise
-            raise TypeError(
-                f"{what} uses NumPy; write it with torch operations, so that it can be differentiated"
-            ) from error
+            raise TypeError(f"{what} uses NumPy; write it with torch operations") from error
         if not values.requires_grad:
             raise TypeError(
                 f"{what} is not differentiable by autograd, or does not depend on x: write it with torch operations, "

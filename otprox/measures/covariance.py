@@ -41,8 +41,8 @@ def cholesky(matrix: Any) -> Any:
     except torch.linalg.LinAlgError as error:
         smallest = torch.linalg.eigvalsh(matrix).min().item()
         raise ValueError(
-            f"this needs a positive definite covariance; its smallest eigenvalue is {smallest:.3g}. A Forward step with "
-            "tau = 1/L flattens a direction: take tau below it"
+            f"this needs a positive definite covariance; its smallest eigenvalue is {smallest:.3g}. A Forward step "
+            "with tau = 1/L flattens a direction: take tau below it"
         ) from error
 
 

@@ -125,8 +125,8 @@ class Convex:
         if solution.new is None:
             raise ConvergenceError(
                 f"{self.solver} found no solution of the implicit step: its status is {solution.status}. The "
-                "program is too ill conditioned for it, or F is not bounded below; use Entropic(reg) with Scaling on a grid, "
-                "Quantiles in 1-D, or another step size"
+                "program is too ill conditioned for it, or F is not bounded below; use Entropic(reg) with Scaling on a "
+                "grid, Quantiles in 1-D, or another step size"
             )
         return solution
 
