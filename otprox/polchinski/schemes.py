@@ -73,14 +73,20 @@ def form_b(
     return Backward(Varying(lambda t: KL(pi(t))), _metric(V.C, rule, reg), solver)
 
 
-def forward_backward(C: Covariances, *, rule: Rule = "end", solver: Solver | None = None) -> Step:
-    """Form A split: forward on ½∫⟨φ, D_t⁻¹φ⟩dν, backward on half the entropy."""
+def forward_backward(C: Covariances, *, rule: Rule = "average", solver: Solver | None = None) -> Step:
+    """Form A split: forward on ½∫⟨φ, D_t⁻¹φ⟩dν, backward on half the entropy; first order.
+
+    With rule="average" means are exact: the forward step is φ ↦ D_{t1}D_{t0}⁻¹φ.
+    """
     metric = Moving(C, rule=rule)
     return Forward(confinement(C), metric) >> Backward(0.5 * Entropy(), metric, solver)
 
 
-def forward_heat(C: Covariances, generator: torch.Generator | None = None, *, rule: Rule = "end") -> Step:
-    """Form A split, for particles: forward on ½∫⟨φ, D_t⁻¹φ⟩dν, then noise of covariance C_t − C_s; first order."""
+def forward_heat(C: Covariances, generator: torch.Generator | None = None, *, rule: Rule = "average") -> Step:
+    """Form A split, for particles: forward on ½∫⟨φ, D_t⁻¹φ⟩dν, then noise of covariance C_t − C_s.
+
+    First order in law, with exact means for rule="average". `Bridge` is exact in law.
+    """
     return Forward(confinement(C), Moving(C, rule=rule)) >> Heat(0.5, Moving(C), generator)
 
 
