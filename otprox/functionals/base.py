@@ -19,7 +19,8 @@ from .local_prox import LocalProx
 class Functional(ABC):
     """F: P(R^d) → R. It sees a measure only through the Measure interface.
 
-    Subclasses are final frozen dataclasses. Beyond `__call__`, `first_variation` and `gradient`, a functional may offer what solvers ask for:
+    Subclasses are final frozen dataclasses. Beyond `__call__`, `first_variation` and `gradient`, a functional may offer
+    what solvers ask for:
 
     ==================  =====================================================================  ==============
     capability          meaning                                                                asked for by
