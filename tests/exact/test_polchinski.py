@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from torch import Tensor
 
 from otprox import Gaussian
@@ -52,6 +52,7 @@ def close(actual: Tensor | float, expected: object, digits: float = 2e-12) -> No
 def random_field(seed: int, n: int = 3) -> tuple[Heat, P.FreeField]:
     g = torch.Generator().manual_seed(seed)
     m, a = torch.randn(n, n, generator=g), torch.randn(n, n, generator=g)
+    m = 1.5 * m / torch.linalg.matrix_norm(m, 2)  # D_t = M⁻¹e^{−tM} keeps its digits: eigenvalues of M below 2.65
     return Heat(m @ m.mT + 0.4 * torch.eye(n)), P.FreeField(a @ a.mT, torch.randn(n, generator=g))
 
 
@@ -143,7 +144,6 @@ def test_both_functionals_drive_the_same_curve(seed: int, t: float):
 def test_transitions_compose_and_carry_the_law(seed: int, s: float, lag: float):
     C, field = random_field(seed)
     t = s + lag
-    assume(torch.linalg.eigvalsh(C.remaining(t))[0] > 1e-12)  # beyond, ν_t is δ₀ to rounding
     nu = P.transported(law(field, C, s), C.remaining(s), C.remaining(t))
     torch.testing.assert_close(nu.mean, law(field, C, t).mean, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(nu.cov, law(field, C, t).cov, rtol=1e-8, atol=1e-10)
