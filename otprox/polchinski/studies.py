@@ -60,7 +60,11 @@ class LatticePhi4:
         return [-math.inf, *(-top * (1 - k / steps) ** 1.5 for k in range(steps)), 0.0]
 
     def ascend(self, generator: torch.Generator, *, particles: int, steps: int, chains: int, samples: int) -> Particles:
-        """Fields of ν₀ from δ₀ through all scales, with ∇V_t by `chains` × `samples` fields of the fluctuation law."""
+        """Fields of ν₀ from δ₀ through all scales, with ∇V_t by `chains` × `samples` fields of the fluctuation law.
+
+        The R̂ of a single step is not watched here: its few samples are noise that averages over the steps. Judge the
+        result by a `Comparison` with a long run.
+        """
         method = Fluctuations(generator, chains=chains, samples=samples, burn=24, leaps=3, even=True)
         step = Ascent(RenormalisedPotential(self.V0, self.scales, method), generator)
         start = Particles(torch.zeros(particles, self.lattice.sites, dtype=torch.float64))
