@@ -6,6 +6,8 @@ from .flow import Path, Tick, Trajectory, flow, record
 from .functionals import (
     KL,
     Blob,
+    Congestion,
+    Dirichlet,
     Entropy,
     Functional,
     GeneralizedLinear,
@@ -26,7 +28,9 @@ __all__ = [
     "Blob",
     "Box",
     "Chain",
+    "Congestion",
     "Density",
+    "Dirichlet",
     "Drift",
     "Entropic",
     "Entropy",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .functionals import Functional, Potential, Quadratic
+from .functionals.constraint import constraint_in
 from .measures import Gaussian, Measure
 from .measures.covariance import exponential, factor_inverse, trace
 from .metrics import Metric, Wasserstein
@@ -54,6 +55,9 @@ class Forward(Step):
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
         tau = step_size(t0, t1)
         F = self.F.at(t0)
+        constraint = constraint_in(F)
+        if constraint is not None:
+            raise TypeError(f"Forward({F}) declines: {constraint.needs_implicit()}")
         moved = mu.move(self.metric.over(t0, t1).descent(F, mu), tau)
         return Out(finite(moved, f"Forward({F}) at t = {t0:g}"))
 

@@ -38,6 +38,8 @@ FUNCTIONALS = {
     "KL": ox.KL(ox.Gaussian([0.0], [[1.0]])),
     "Interaction": ox.Interaction(lambda z: z.square().sum(-1) / 2),
     "Blob": ox.Blob(0.5),
+    "Congestion": ox.Congestion(100.0),
+    "Dirichlet": ox.Dirichlet(),
     "Sum": ox.Entropy() + ox.Potential(ox.Quadratic([0.0])),
     "Scaled": 2.0 * ox.Entropy(),
     "Varying": ox.Varying(lambda t: t * ox.Entropy()),
@@ -119,9 +121,10 @@ def test_functionals(name):
         torch.testing.assert_close(sum(c * f(mu) for c, f in F.terms), value)
     assert supported >= 2
     assert all(isinstance(c, float) and isinstance(f, Functional) for c, f in F.terms)
+    mu = MEASURES["Gaussian" if name == "Dirichlet" else "Quantiles"]
     for combined in (F + F, 2.0 * F, F * 2.0, F / 0.5):
-        assert combined(MEASURES["Quantiles"]).item() == pytest.approx(2 * F(MEASURES["Quantiles"]).item())
-    assert (F - F)(MEASURES["Quantiles"]).item() == pytest.approx(0.0, abs=1e-12)
+        assert combined(mu).item() == pytest.approx(2 * F(mu).item())
+    assert (F - F)(mu).item() == pytest.approx(0.0, abs=1e-12)
     with pytest.raises(TypeError):
         F + 1.0
     with pytest.raises(TypeError):

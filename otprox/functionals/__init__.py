@@ -3,6 +3,9 @@
 from .atom import Atom, NotConvex
 from .base import Composite, Functional, Scaled, Sum, Varying
 from .blob import Blob
+from .congestion import Congestion
+from .constraint import Constraint
+from .dirichlet import Dirichlet
 from .divergence import KL
 from .generalized_linear import GeneralizedLinear
 from .interaction import Interaction
@@ -14,6 +17,9 @@ __all__ = [
     "Atom",
     "Blob",
     "Composite",
+    "Congestion",
+    "Constraint",
+    "Dirichlet",
     "Entropy",
     "Functional",
     "GaussianMoments",

@@ -19,7 +19,8 @@ class NotConvex(TypeError):
 class Atom:
     """c·F as a disciplined convex (DCP) expression, returned by a functional's `atom(mu, c)`.
 
-    build(variable, *data) makes the CVXPY expression, up to a constant. On a Density the variable is the vector of
+    build(variable, *data) makes the CVXPY expression, up to a constant; that of a constraint, a list of CVXPY
+    constraints, for it adds 0 to the objective. On a Density the variable is the vector of
     densities on the cells, row-major; on Quantiles it is the vector of positions. `data` are the numbers that may
     change from one step to the next: they enter as CVXPY parameters, a float as a non-negative scalar, a tensor
     (*batch, k) as a vector of any sign, and must enter affinely (DPP), so that the program is compiled once. Atoms

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..domains import Box
 from ..functionals import Functional, Internal
+from ..functionals.constraint import constraint_in
 from ..measures import Measure, Particles, Quantiles, Spectral
 from ..measures.covariance import solve_rows
 from ..metrics import Entropic, Metric, Moving, Wasserstein
@@ -51,6 +52,9 @@ class Descent:
             return "a Moving metric acts over an interval: use .over(t0, t1)"
         if isinstance(mu, Particles) and isinstance(mu.domain, Box) and not _separable(metric):
             return "particles in a Box need Wasserstein with a diagonal Q, so that walls bound coordinates one by one"
+        constraint = constraint_in(F)
+        if constraint is not None:
+            return f"{type(constraint).__name__} is a constraint, which a descent does not see"
         internal = [type(f).__name__ for _, f in F.terms if isinstance(f, Internal)]
         if internal and isinstance(mu, Particles):
             return (

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..domains import Euclidean
 from ..functionals import Functional, Internal
+from ..functionals.constraint import constraint_in
 from ..measures import Measure, Particles
 from ..measures.covariance import dense
 from ..metrics import Metric, Wasserstein
@@ -59,6 +60,9 @@ class Features:
             return f"it works on R^d, not on a {type(mu.domain).__name__}"
         if not isinstance(metric, Wasserstein):
             return f"it needs a metric with an optimal map, Wasserstein(), not {type(metric).__name__}"
+        constraint = constraint_in(F)
+        if constraint is not None:
+            return f"{type(constraint).__name__} is a constraint, which a descent does not see"
         internal = [(c, f) for c, f in F.terms if isinstance(f, Internal)]
         if internal and mu.log_density is None:
             return (

@@ -80,8 +80,8 @@ def transport_program(mu: Density, components: Tensor, atoms: Sequence[Atom]) ->
     masses, weights = cp.Parameter(n, nonneg=True), cp.Parameter(k * n)
     lengths = [cp.sum(cp.multiply(z.numpy(), kernel), axis=0) for z in components]  # Σ_i Z_ij K_ij
     density = cp.Variable(n)  # a variable, for products of parameters are not DPP
-    energy, more = _build(atoms, density)
-    constraints = [cp.sum(kernel, axis=0) == 1, kernel @ masses == mu.grid.volume * density]
+    energy, held, more = _build(atoms, density)
+    constraints = [cp.sum(kernel, axis=0) == 1, kernel @ masses == mu.grid.volume * density, *held]
     problem = cp.Problem(cp.Minimize(cp.hstack(lengths) @ weights + energy), constraints)
     return Program(problem, density, kernel, (masses, weights, *more))
 
@@ -104,8 +104,8 @@ def entropic_program(mu: Density, components: Tensor, atoms: Sequence[Atom], ref
         blur = cp.sum(cp.rel_entr(plan, cp.reshape(new, (n, 1), order="C") @ np.ones((1, n))))
     cost = reduce(add, (q[a] * cp.sum(cp.multiply(z.numpy(), plan)) for a, z in enumerate(components)))
     density = new / mu.grid.volume
-    energy, more = _build(atoms, density)
-    problem = cp.Problem(cp.Minimize(cost + blur + energy), [cp.sum(plan, axis=0) == masses])
+    energy, held, more = _build(atoms, density)
+    problem = cp.Problem(cp.Minimize(cost + blur + energy), [cp.sum(plan, axis=0) == masses, *held])
     return Program(problem, density, plan, (masses, q, *more))
 
 
@@ -115,8 +115,8 @@ def quantile_program(n: int, atoms: Sequence[Atom]) -> Program:
 
     x = cp.Variable(n)
     kappa, old = cp.Parameter(nonneg=True), cp.Parameter(n)
-    energy, more = _build(atoms, x)
-    problem = cp.Problem(cp.Minimize(cp.sum_squares(kappa * x - old) + energy), [cp.diff(x) >= 0])
+    energy, held, more = _build(atoms, x)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(kappa * x - old) + energy), [cp.diff(x) >= 0, *held])
     return Program(problem, x, None, (kappa, old, *more))
 
 
@@ -131,12 +131,15 @@ def structure(atoms: Sequence[Atom]) -> tuple[Any, ...]:
     return tuple((a.key, tuple(v.shape[-1] if isinstance(v, Tensor) else 0 for v in a.data)) for a in atoms)
 
 
-def _build(atoms: Sequence[Atom], variable: Any) -> tuple[Any, list[Any]]:
+def _build(atoms: Sequence[Atom], variable: Any) -> tuple[Any, list[Any], list[Any]]:
+    """The sum of the energies, the constraints, and the parameters of all."""
     import cvxpy as cp
 
     parameters = [[_parameter(value) for value in atom.data] for atom in atoms]
-    energy = reduce(add, (a.build(variable, *p) for a, p in zip(atoms, parameters, strict=True)), cp.Constant(0))
-    return energy, [p for group in parameters for p in group]
+    built = [a.build(variable, *p) for a, p in zip(atoms, parameters, strict=True)]
+    energy = reduce(add, (part for part in built if not isinstance(part, list)), cp.Constant(0))
+    constraints = [constraint for part in built if isinstance(part, list) for constraint in part]
+    return energy, constraints, [p for group in parameters for p in group]
 
 
 def _parameter(value: float | Tensor) -> Any:
