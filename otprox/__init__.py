@@ -1,6 +1,7 @@
 """otprox: proximal steps and gradient flows over probability measures."""
 
 from . import domains, exact, functionals, kernels, measures, metrics, observe, polchinski, schemes, solvers
+from .adaptive import Adaptive, Richardson
 from .domains import Box, Euclidean, Torus
 from .flow import Path, Tick, Trajectory, flow, record
 from .functionals import (
@@ -20,10 +21,13 @@ from .functionals import (
 from .lattice import Lattice
 from .measures import Density, GaussHermite, Gaussian, Grid, Measure, Particles, Quantiles, Samples, Spectral
 from .metrics import Entropic, Metric, Moving, Wasserstein
+from .multistep import BDF2
 from .steps import Backward, Chain, Drift, Flow, Forward, Halves, Heat, Step, Strang
 
 __all__ = [
+    "BDF2",
     "KL",
+    "Adaptive",
     "Backward",
     "Blob",
     "Box",
@@ -56,6 +60,7 @@ __all__ = [
     "Quadratic",
     "Quantiles",
     "Samples",
+    "Richardson",
     "Spectral",
     "Step",
     "Strang",

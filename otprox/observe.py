@@ -168,4 +168,5 @@ def _convexity(F: Functional, given: float | None) -> float:
 def _stats(stats: Any) -> list[Any]:
     if isinstance(stats, tuple):
         return [leaf for part in stats for leaf in _stats(part)]
+    stats = getattr(stats, "inner", stats)
     return [] if stats is None else [stats]

@@ -50,7 +50,7 @@ class Forward(Step):
     metric: Metric = field(default_factory=Wasserstein)
 
     def __post_init__(self) -> None:
-        _check_nouns("Forward", self.F, self.metric)
+        check_nouns("Forward", self.F, self.metric)
 
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
         tau = step_size(t0, t1)
@@ -74,7 +74,7 @@ class Backward(Step):
     solver: Solver | None = None
 
     def __post_init__(self) -> None:
-        _check_nouns("Backward", self.F, self.metric)
+        check_nouns("Backward", self.F, self.metric)
         if isinstance(self.solver, type) or not isinstance(self.solver, Solver | None):
             raise TypeError(f"solver must be a solver such as solvers.Convex(), not {self.solver!r}")
 
@@ -248,7 +248,7 @@ class Halves(Step):
         return _generators(self.a, self.b)
 
 
-def _check_nouns(step: str, F: Any, metric: Any) -> None:
+def check_nouns(step: str, F: Any, metric: Any) -> None:
     if not isinstance(F, Functional):
         raise TypeError(f"{step} needs a Functional such as Potential(V) or KL(V), not {F!r}")
     if not isinstance(metric, Metric):

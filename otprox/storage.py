@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from . import measures
+from .adaptive import Control
 from .domains import Domain
 from .lattice import Lattice
+from .multistep import Lagged
 from .solvers import Stats
 
 
@@ -128,6 +130,6 @@ def _rebuild(node: dict[str, Any], archive: Any, device: torch.device | None) ->
 
 def _storable() -> Iterator[type]:
     yield from (Stats, measures.Grid, measures.GaussHermite, measures.Samples, measures.Antithetic)
-    yield from (measures.Spectral, Lattice)
+    yield from (measures.Spectral, Lattice, Lagged, Control)
     for base in (measures.Measure, Domain):
         yield from base.__subclasses__()

@@ -10,11 +10,13 @@ from functools import partial
 import torch
 
 from . import exact, schemes
+from .adaptive import Richardson
 from .flow import flow, record
 from .functionals import KL, Entropy, Interaction, PorousMedium, Potential, Quadratic
 from .measures import Gaussian, Grid, Measure, Particles, Quantiles
 from .measures.distance import w2_squared
 from .metrics import Entropic, Wasserstein
+from .multistep import BDF2
 from .polchinski import HeatKernel, PauliVillars, orders
 from .solvers import GaussianMap
 from .steps import Backward, Drift, Flow, Forward, Halves, Heat, Step, Strang
@@ -137,6 +139,8 @@ def _splittings() -> list[Case]:
         "Strang(heat, midpoint drift)": lambda V, pi: Strang(Heat(), Drift(_drift(V), order=2)),
         "forward half, backward half": lambda V, pi: schemes.midpoint(KL(pi)),
         "backward half, forward half": lambda V, pi: Halves(Backward(KL(pi)), Forward(KL(pi))),
+        "BDF2": lambda V, pi: BDF2(KL(pi)),
+        "Richardson(JKO)": lambda V, pi: Richardson(schemes.jko(pi)),
     }
     reference = "exact Ornstein–Uhlenbeck flow at t = 1, W2"
     return [

@@ -13,6 +13,10 @@ from torch import Tensor
 Field = Callable[[Tensor], Tensor]  # points (*batch, n, d) -> values (*batch, n) or vectors (*batch, n, d)
 
 
+class StepTooLarge(ValueError):
+    """The step size is above the limit of an explicit step's stability or an implicit step's convexity."""
+
+
 class Tangent(ABC):
     """A direction in which a measure can move."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import pairwise
-from .base import Field, Measure, Tangent, as_float, check_noise
+from .base import Field, Measure, StepTooLarge, Tangent, as_float, check_noise
 from .fourier import convolve_cells
 from .grid import Grid
 from .heat import heat
@@ -176,7 +176,7 @@ class Density(Measure):
         rate = rates(self.values, self.grid, tangent)
         stable = rate.stable_step(self.dim).min().item()
         if tau > stable:
-            raise ValueError(
+            raise StepTooLarge(
                 f"tau = {tau:.6g} is above the stable step {stable:.6g} of this explicit step on the grid. What would "
                 "work: smaller steps (mu.stable_step(tangent) is the bound), Backward in place of Forward, or Heat for "
                 "an Entropy in it"

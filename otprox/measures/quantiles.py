@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import pairwise
 from ..domains import Torus
-from .base import Field, Measure, Tangent, Velocity, as_float, check_noise
+from .base import Field, Measure, StepTooLarge, Tangent, Velocity, as_float, check_noise
 from .gaussian import Gaussian
 from .particles import Particles
 
@@ -121,7 +121,7 @@ class Quantiles(Measure):
             raise TypeError(f"Quantiles move along a Velocity, not a {type(tangent).__name__}; use a Density on a Grid")
         x = self.x + tau * tangent.field(self.x)
         if (x.diff(dim=-2) < 0).any() and _diffuses(tangent):
-            raise ValueError(
+            raise StepTooLarge(
                 f"tau = {tau:.6g} is above the stable step of an explicit step on {self.n} quantiles: neighbours "
                 "cross. What would work: Backward in place of Forward, Heat for an Entropy, "
                 "or steps of the order of the smallest gap squared"

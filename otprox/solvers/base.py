@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..functionals import Functional
 from ..measures import Measure
+from ..measures.base import StepTooLarge
 from ..measures.covariance import eigenvalues
 from ..metrics import Metric, Wasserstein
 
@@ -123,7 +124,7 @@ def check_tau(tau: float, F: Functional, scale: float = 1.0) -> None:
     check_positive(tau)
     lam = F.convexity()
     if lam is not None and lam < 0 and tau * -lam >= scale:
-        raise ValueError(
+        raise StepTooLarge(
             f"tau = {tau:.6g} is not below the convexity limit {-scale / lam:.6g} (F is λ-convex with λ = {lam:.6g}): "
             "the implicit step may not exist or not be unique; take smaller steps"
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..functionals import Functional
 from ..measures import Gaussian, Measure, Spectral
+from ..measures.base import StepTooLarge
 from ..measures.spd import Divided, Spectrum, symmetrise, whiten
 from ..metrics import Entropic, Metric, Moving, Wasserstein
 from .base import OnFailure, Out, Stats, check_positive, exact, report
@@ -220,7 +221,7 @@ def _cholesky_of_step(hessian: Tensor, tau: float) -> Tensor:
     C, info = torch.linalg.cholesky_ex(eye + tau * hessian)
     if info.any():
         smallest = torch.linalg.eigvalsh(hessian).min().item()
-        raise ValueError(
+        raise StepTooLarge(
             f"tau = {tau:.6g} is not below the convexity limit 1/λ = {-1 / smallest:.6g}: the smallest curvature of "
             f"the potential in this metric is −λ = {smallest:.6g}, and I + tau·∇²V must be positive definite; take "
             "smaller steps"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..functionals import Functional
 from ..measures import Gaussian, Measure, Spectral
+from ..measures.base import StepTooLarge
 from ..measures.covariance import tensor_of
 from ..metrics import Entropic, Metric, Wasserstein
 from .base import OnFailure, Out, exact, report, require
@@ -96,7 +97,7 @@ class _Step:
         a = 1 + tau * h
         if not (a > 0).all():
             mode, smallest = _worst(h, cov)
-            raise ValueError(
+            raise StepTooLarge(
                 f"tau = {tau:.6g} is not below the convexity limit 1/λ = {-1 / smallest:.6g}: {mode} has "
                 f"curvature −λ = {smallest:.6g} in this metric, and 1 − tau·λ must be positive; take smaller steps"
             )

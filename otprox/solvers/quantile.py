@@ -12,6 +12,7 @@ from torch import Tensor
 from ..functionals import Functional, Interaction, Potential
 from ..functionals.local_prox import offers
 from ..measures import Measure, Quantiles
+from ..measures.base import StepTooLarge
 from ..metrics import Metric, Wasserstein
 from .base import OnFailure, Out, Stats, check_positive, check_tau, report, require
 from .quantile_energy import Pairs, QuantileEnergy, derivatives
@@ -115,7 +116,7 @@ def _check_curvature(energy: QuantileEnergy, tau: float, x: Tensor) -> None:
     if (convexity <= 1e-9 * energy.kappa).any():
         item = int((convexity / energy.kappa).flatten().argmin())
         steepest, kappa = lowest.flatten()[item].item(), energy.kappa.flatten()[item].item()
-        raise ValueError(
+        raise StepTooLarge(
             f"tau = {tau:.6g} is not below the convexity limit {tau * kappa / -steepest:.6g}: V'' and W'' go down to "
             f"{steepest:.6g} between {lower.flatten()[item].item():.6g} and {upper.flatten()[item].item():.6g}, so the "
             "implicit step may not exist or not be unique; take smaller steps"
