@@ -20,7 +20,7 @@ from .functionals import (
 )
 from .lattice import Lattice
 from .measures import Density, GaussHermite, Gaussian, Grid, Measure, Particles, Quantiles, Samples, Spectral
-from .metrics import Entropic, Metric, Moving, Wasserstein
+from .metrics import Entropic, Metric, Moving, Stein, Wasserstein
 from .multistep import BDF2
 from .steps import Backward, Chain, Drift, Flow, Forward, Halves, Heat, Step, Strang
 
@@ -62,6 +62,7 @@ __all__ = [
     "Samples",
     "Richardson",
     "Spectral",
+    "Stein",
     "Step",
     "Strang",
     "Tick",

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from .flow import Observer, Tick
 from .functionals import KL, Functional
+from .kernels import Kernel
 from .measures import Gaussian, Measure, Spectral, distance
 from .measures.covariance import factor_inverse, solve_rows, trace
-from .metrics import Metric, Wasserstein
+from .metrics import Metric, Stein, Wasserstein
 
 
 def mass(tick: Tick) -> Tensor:
@@ -68,24 +69,34 @@ def gelbrich(target: Measure) -> Observer:
 
 
 def dissipation(F: Functional, metric: Metric | None = None) -> Observer:
-    """∫ ⟨∇φ, K_μ ∇φ⟩ dμ with φ = δF/δμ: the rate −dF/dt at which the flow would lose F."""
+    """∫ ⟨∇φ, K_μ ∇φ⟩ dμ with φ = δF/δμ: the rate −dF/dt at which the flow would lose F.
 
-    def look(tick: Tick) -> Tensor:
-        mu, G = tick.after, F.at(tick.t1)
-        K = (metric or Wasserstein()).over(tick.t0, tick.t1)
+    In Stein(k) it is the Stein–Fisher information, on particles the squared kernel Stein discrepancy.
+    """
 
-        def rate(x: Tensor) -> Tensor:
-            u = G.gradient(mu, x)
-            return (u * K.onsager(mu, u)).sum(-1)
-
-        return mu.expect(rate)
-
-    return look
+    return lambda tick: (metric or Wasserstein()).over(tick.t0, tick.t1).dissipation(F.at(tick.t1), tick.after)
 
 
 def fisher(target: Gaussian | Callable[[Tensor], Tensor]) -> Observer:
     """Relative Fisher information ∫ |∇ log(μ/target)|² dμ."""
     return dissipation(KL(target))
+
+
+def ksd(target: Gaussian | Callable[[Tensor], Tensor], kernel: Kernel) -> Observer:
+    """The kernel Stein discrepancy (∬⟨∇log(μ/π)(x), k(x, y)∇log(μ/π)(y)⟩ dμ dμ)^½, not its square.
+
+    On particles it needs ∇V of the target only, and counts the pairs i = j (the V-statistic), so that N equal weights
+    that sample the target have a discrepancy of order N^−½.
+    """
+    squared = dissipation(KL(target), Stein(kernel))
+    return lambda tick: squared(tick).clamp_min(0).sqrt()
+
+
+def log_sobolev(F: Functional, metric: Metric | None = None, *, infimum: float = 0.0) -> Observer:
+    """∫⟨∇φ, K_μ∇φ⟩dμ / (F(μ) − inf F): the rate at which F − inf F falls along the flow, and an upper bound of every
+    constant λ with λ(F − inf F) ≤ the dissipation (for KL in Stein(k), of the Stein log-Sobolev inequality)."""
+    rate = dissipation(F, metric)
+    return lambda tick: rate(tick) / (F.at(tick.t1)(tick.after) - infimum)
 
 
 def dissipation_gap(F: Functional, metric: Metric | None = None) -> Observer:

@@ -54,12 +54,15 @@ class Forward(Step):
 
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
         tau = step_size(t0, t1)
-        F = self.F.at(t0)
+        F = self.F.at(t0).drawn()
         constraint = constraint_in(F)
         if constraint is not None:
             raise TypeError(f"Forward({F}) declines: {constraint.needs_implicit()}")
         moved = mu.move(self.metric.over(t0, t1).descent(F, mu), tau)
         return Out(finite(moved, f"Forward({F}) at t = {t0:g}"))
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return self.F.generators()
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,3 +122,27 @@ def test_refusals():
         observe.w2(mu, ox.Entropic(0.1))(tick(mu))
     with pytest.raises(TypeError, match="gelbrich"):
         observe.w2(ox.Particles(torch.zeros(6000, 2)))(tick(ox.Particles(torch.ones(3, 2))))
+
+
+def test_stein_discrepancy_and_log_sobolev_ratio():
+    target, mu = ox.Gaussian([0.0], [[1.0]]), ox.Gaussian([1.0], [[0.25]])
+    step, kernel = ox.Forward(ox.KL(target), ox.Stein(ox.kernels.Bilinear())), ox.kernels.Bilinear()
+    run = ox.record(
+        ox.flow(step, mu, [0.0, 0.01]),
+        ksd=ox.observe.ksd(target, kernel),
+        kl=ox.observe.kl(target),
+        ratio=ox.observe.log_sobolev(ox.KL(target), ox.Stein(kernel)),
+    )
+    want = ox.exact.svgd.bilinear_dissipation(run.final, target)
+    torch.testing.assert_close(run.series["ksd"][0] ** 2, want)
+    torch.testing.assert_close(run.series["ratio"][0], want / run.series["kl"][0])
+
+
+def test_stein_discrepancy_of_samples_falls_with_their_number():
+    target = ox.Gaussian([0.0, 1.0], [[1.0, 0.3], [0.3, 0.5]])
+    look = ox.observe.ksd(target, ox.kernels.RBF(1.0))
+    sizes, found = (50, 800), []
+    for n in sizes:
+        draws = [target.to_particles(n, torch.Generator().manual_seed(s)) for s in range(8)]
+        found.append(sum(look(ox.Tick(0, 0.0, 1.0, mu, mu, None)).item() for mu in draws))
+    assert found[0] / found[1] == pytest.approx(4, rel=0.25)

@@ -47,6 +47,7 @@ FUNCTIONALS = {
 METRICS = {
     "Wasserstein": ox.Wasserstein(torch.tensor([[2.0]])),
     "Entropic": ox.Entropic(0.1),
+    "Stein": ox.Stein(ox.kernels.RBF(0.7)),
     "Moving": ox.Moving(lambda t: t * torch.eye(1), rate=lambda t: torch.eye(1)),
 }
 

@@ -1,5 +1,5 @@
 """Closed forms and reference solutions, as functions of their parameters and apart from the solvers they check."""
 
-from . import diffusion, gaussian, polchinski
+from . import diffusion, gaussian, polchinski, svgd
 
-__all__ = ["diffusion", "gaussian", "polchinski"]
+__all__ = ["diffusion", "gaussian", "polchinski", "svgd"]

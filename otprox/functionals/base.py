@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any
@@ -31,6 +31,9 @@ class Functional(ABC):
     `kl_prox`           argmin_b s·F(b) + KL(b | a) on a Density; from `local` unless given    Scaling
     `atom`              c·F as an `Atom`, a convex expression in CVXPY, or NotConvex           Convex
     `convexity`         its λ: F is λ-convex along W2 geodesics; None when not known           step-size checks
+    `weak`              ∇φ integrated by parts, so that no score of μ is needed                Stein on particles
+    `drawn`             F as one explicit step sees it: with its random batch drawn            Forward
+    `generators`        the generators that `drawn` draws from                                 checkpoints
     ==================  =====================================================================  ==============
     """
 
@@ -63,6 +66,22 @@ class Functional(ABC):
         """(E ∇φ, E ∇²φ) under μ: the Bures–Wasserstein gradient."""
         shift, jacobian = mu.nearest_affine(lambda x: self.gradient(mu, x))
         return shift, (jacobian + jacobian.mT) / 2
+
+    def weak(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        """(s, a) at μ's nodes, (*batch, n, d) and (*batch, n), with ∫⟨∇φ, ψ⟩ dμ = ∫ ⟨s, ψ⟩ − a·div ψ dμ.
+
+        For every smooth ψ that vanishes far away: (∇φ, 0), or (0, 1) for the entropy, which needs no density.
+        """
+        s = self.gradient(mu)
+        return s, torch.zeros_like(s[..., 0])
+
+    def drawn(self) -> Functional:
+        """F as one explicit step sees it: itself, unless it is estimated from random batches."""
+        return self
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """The random generators that `drawn` draws from."""
+        return ()
 
     def diffusivity(self, mu: Measure) -> Tensor:
         """dφ/dlog ρ on a Density's cells: the local diffusion coefficient of the flow; 0 for a potential."""
@@ -121,6 +140,16 @@ class Composite(Functional):
         parts = [(c, f.bures_gradient(mu)) for c, f in self.terms]
         return reduce(add, (c * b for c, (b, _) in parts)), reduce(add, (c * H for c, (_, H) in parts))
 
+    def weak(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        parts = [(c, f.weak(mu)) for c, f in self.terms]
+        return reduce(add, (c * s for c, (s, _) in parts)), reduce(add, (c * a for c, (_, a) in parts))
+
+    def drawn(self) -> Functional:
+        return Sum(tuple(c * f.drawn() for c, f in self.terms)) if self.generators() else self
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return tuple({id(g): g for _, f in self.terms for g in f.generators()}.values())
+
     def diffusivity(self, mu: Measure) -> Tensor:
         return reduce(add, (c * f.diffusivity(mu) for c, f in self.terms))
 
@@ -164,13 +193,18 @@ class Scaled(Composite):
 
 @dataclass(frozen=True, eq=False)
 class Varying(Functional):
-    """t ↦ F_t. It has a value only at a time; steps ask for it with `at`.
+    """t ↦ F_t. It has a value only at a time; steps ask for it with `at`. `generator` is the one that F_t draws from,
+    if any, so that a checkpoint holds its state.
 
     >>> from otprox import Potential, Varying
     >>> F = Varying(lambda t: Potential(lambda x: 0.5 * ((x - t) ** 2).sum(-1)))
     """
 
     f: Callable[[float], Functional]
+    generator: torch.Generator | None = field(default=None, kw_only=True)
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return () if self.generator is None else (self.generator,)
 
     def at(self, t: float) -> Functional:
         functional = self.f(t)

@@ -45,6 +45,10 @@ class Internal(Functional):
         pressure = log_rho.exp() * self.per_mass(log_rho)[1]
         return mu.n * torch.nn.functional.pad(pressure, (1, 1)).diff(dim=-1)[..., None]
 
+    def weak(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        """(0, u'): ρ∇φ is the gradient of the pressure ρu'."""
+        return torch.zeros_like(mu.points), self.per_mass(mu.log_prob())[1]
+
     def local(self, log_rho: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         u, du, ddu = self.per_mass(log_rho)
         return u + du, du + ddu
@@ -101,6 +105,10 @@ class Entropy(Internal):
         import cvxpy as cp
 
         return -cp.sum(cp.log(s))
+
+    def weak(self, mu: Measure) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros_like(mu.points)
+        return zero, torch.ones_like(zero[..., 0])
 
     def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(mu.mean), -inverse(mu.cov)

@@ -33,7 +33,7 @@ class Velocity(Tangent):
 
     `field` gives v at points. A metric that knows more says so, and each measure uses what it can: `potential` is φ at
     the measure's own nodes or cells when v = −Q∇φ with `mobility` Q (None: the identity), `affine` is (E v, E ∇v) under
-    a Gaussian.
+    a Gaussian, `faces` the normal velocity on the faces of a grid, one array an axis.
     """
 
     field: Field
@@ -41,6 +41,7 @@ class Velocity(Tangent):
     diffusivity: Callable[[], Tensor] | None = None
     affine: Callable[[], tuple[Tensor, Tensor]] | None = None
     mobility: Tensor | None = None
+    faces: Callable[[], tuple[Tensor, ...]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,11 @@ class Measure(ABC):
     @abstractmethod
     def points(self) -> Tensor:
         """The measure's own nodes or cells, (*batch, n, d), or (n, d) when the batch shares them."""
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights of the nodes or cells `points`, so that ∫ f dμ = Σ w f: (*batch, n), or (n,) when shared."""
+        raise TypeError(f"{type(self).__name__} has no weighted nodes")
 
     @property
     def mass(self) -> Tensor:

@@ -100,6 +100,10 @@ class Density(Measure):
         return self.values.flatten(-self.dim) * self.grid.volume
 
     @property
+    def weights(self) -> Tensor:
+        return self.masses
+
+    @property
     def mass(self) -> Tensor:
         return self.masses.sum(-1)
 

@@ -15,7 +15,7 @@ def convolve_cells(W: Field, masses: Tensor, grid: Grid) -> Tensor:
 
     Circular along periodic axes, padded with zeros along the others. W is called once, on all displacements.
     """
-    sizes = tuple(n if periodic else 2 * n for n, periodic in zip(grid.shape, grid.periodic, strict=True))
+    sizes = _sizes(grid)
     vector = isinstance(W, pairwise.Slope)
     kernel = _kernel(W, grid, sizes, masses)
     axes = tuple(range(-grid.dim, 0))
@@ -62,3 +62,21 @@ def _odd(values: Tensor, grid: Grid, sizes: tuple[int, ...]) -> Tensor:
         if periodic and size % 2 == 0:
             values[a].narrow(a, size // 2, 1).zero_()
     return values
+
+
+def symbol(W: Field, grid: Grid, like: Tensor) -> Tensor:
+    """Ŵ(ξ) = ∫ W(z) cos(ξ·z) dz at the frequencies of a padded FFT, by sums over the grid."""
+    return torch.fft.fftn(_kernel(W, grid, _sizes(grid), like)).real * grid.volume
+
+
+def laplacian_symbol(grid: Grid, like: Tensor) -> Tensor:
+    """Σ_a 4 sin²(ξ_a h_a/2)/h_a² at the same frequencies."""
+    lines = [
+        4 / h**2 * torch.sin(torch.pi * torch.fft.fftfreq(n, dtype=like.dtype, device=like.device)).square()
+        for n, h in zip(_sizes(grid), grid.spacing, strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*lines, indexing="ij")).sum(0)
+
+
+def _sizes(grid: Grid) -> tuple[int, ...]:
+    return tuple(n if periodic else 2 * n for n, periodic in zip(grid.shape, grid.periodic, strict=True))

@@ -74,6 +74,10 @@ class Gaussian(Measure):
     def points(self) -> Tensor:
         return self._nodes()[0]
 
+    @property
+    def weights(self) -> Tensor:
+        return self._nodes()[2]
+
     def _nodes(self) -> tuple[Tensor, Tensor, Tensor]:
         default = Antithetic() if isinstance(self.cov, Spectral) else default_quadrature(self.dim)
         rule = self.quadrature or default

@@ -81,6 +81,10 @@ class Particles(Measure):
         return self.x
 
     @property
+    def weights(self) -> Tensor:
+        return self.w
+
+    @property
     def mean(self) -> Tensor:  # type: ignore[override]
         return (self.w[..., None, :] @ self.x)[..., 0, :]
 

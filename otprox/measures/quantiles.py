@@ -83,6 +83,10 @@ class Quantiles(Measure):
         return self.x
 
     @property
+    def weights(self) -> Tensor:
+        return self.w
+
+    @property
     def w(self) -> Float[Tensor, "*batch n"]:
         """Uniform weights 1/n."""
         return self.x.new_full((), 1 / self.n).expand(self.x.shape[:-1])

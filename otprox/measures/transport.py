@@ -144,12 +144,13 @@ def _spreading(values: Tensor, D: Tensor, axis: Axis, face: Tensor) -> Tensor:
     L(D)·Δlog ρ is Δφ, exactly when D is a power of ρ. k is D where ρ is smooth, and larger at kinks.
     """
     tiny = torch.finfo(values.dtype).tiny
-    means = (_log_mean(axis.below(f).clamp_min(tiny), axis.above(f).clamp_min(tiny)) for f in (D, values))
+    means = (log_mean(axis.below(f).clamp_min(tiny), axis.above(f).clamp_min(tiny)) for f in (D, values))
     k = face * next(means) / next(means)
     return torch.maximum(2 * D, axis.upper(k) + axis.lower(k))
 
 
-def _log_mean(a: Tensor, b: Tensor) -> Tensor:
+def log_mean(a: Tensor, b: Tensor) -> Tensor:
+    """(b − a)/(log b − log a), between the two positive numbers."""
     ratio = (b / a).log()
     near = ratio.abs() < 1e-3
     return torch.where(near, (a + b) / 2, (b - a) / torch.where(near, 1, ratio))
@@ -178,7 +179,13 @@ def _diagonal_mobility(values: Tensor, grid: Grid, tangent: Velocity) -> list[Te
 
 
 def face_velocities(values: Tensor, grid: Grid, tangent: Velocity) -> tuple[Tensor, ...]:
-    """Normal velocity on the faces of each axis: from the potential by differences across faces, or from the field."""
+    """Normal velocity on the faces of each axis: as given, from the potential by differences across them, or from the
+    field."""
+    if tangent.faces is not None:
+        given = tangent.faces()
+        for v in given:
+            _finite(v, "the velocity on the faces of the grid is NaN or infinite")
+        return given
     if tangent.potential is None:
         batch = values.shape[: values.ndim - grid.dim]
         return tuple(_field_on_faces(tangent.field, grid, a, values, batch) for a in range(grid.dim))

@@ -21,6 +21,15 @@ class Metric(ABC):
     def onsager(self, mu: Measure, u: Tensor) -> Tensor:
         """K_μ on covector fields at μ's points: ∇φ ↦ velocity, both (*batch, n, d)."""
 
+    def dissipation(self, F: Functional, mu: Measure) -> Tensor:
+        """∫ ⟨∇φ, K_μ ∇φ⟩ dμ with φ = δF/δμ, (*batch,): the rate −dF/dt of the flow."""
+
+        def rate(x: Tensor) -> Tensor:
+            u = F.gradient(mu, x)
+            return (u * self.onsager(mu, u)).sum(-1)
+
+        return mu.expect(rate)
+
     def over(self, t0: float, t1: float) -> Metric:
         """The metric that a step over [t0, t1] uses: itself, unless it moves."""
         return self

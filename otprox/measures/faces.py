@@ -1,0 +1,49 @@
+"""Covector fields on the faces of a Grid: the flux ρ∇φ of a density, and its convolution with a kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import Bilinear, Kernel, Stationary
+from .density import Density
+from .fourier import convolve_cells, laplacian_symbol, symbol
+from .grid import Grid
+from .transport import axes, log_mean
+
+
+def covectors(mu: Density, phi: Tensor) -> tuple[Tensor, ...]:
+    """ρ∇φ on the faces normal to each axis, φ (*batch, n) on cells: L(ρ)·Δφ/h with L the logarithmic mean of the two
+    cells, so that ρ∇log ρ is Δρ/h exactly, and 0 where φ is constant."""
+    phi = phi.reshape(*phi.shape[:-1], *mu.grid.shape)
+    rho = mu.values.clamp_min(torch.finfo(mu.values.dtype).tiny)
+    return tuple(log_mean(axis.below(rho), axis.above(rho)) * axis.jump(phi) / axis.h for axis in axes(mu.grid))
+
+
+def smooth_faces(kernel: Kernel, grid: Grid, J: Tensor, axis: int) -> Tensor:
+    """∫ k(·, y) J(y) dy on the faces normal to an axis, as a sum over them; J is (*batch, *faces)."""
+    x = grid.faces(axis, J)
+    if isinstance(kernel, Stationary):
+        found = convolve_cells(kernel, J * grid.volume, _lattice(grid, axis))
+    elif isinstance(kernel, Bilinear):
+        masses = J.flatten(-grid.dim) * grid.volume
+        found = (masses @ x) @ x.mT + masses.sum(-1, keepdim=True)
+    else:
+        raise TypeError(f"on a Density a kernel is a function of x − y, Weighted or Bilinear, not {kernel}")
+    return found.reshape(J.shape)
+
+
+def smoothing_rate(kernel: Kernel, mu: Density) -> Tensor:
+    """The coefficient D of the diffusion that moves the fastest wave of the grid as much as K_μ∇log ρ does, on cells
+    (*batch, n): ρ·sup k̂(ξ)|ξ|² / Σ_a 4/h_a², with |ξ|² the symbol of the discrete Laplacian."""
+    if not isinstance(kernel, Stationary):
+        return mu.anchor.new_zeros(())  # Bilinear moves no short wave
+    fastest = (symbol(kernel, mu.grid, mu.values) * laplacian_symbol(mu.grid, mu.values)).amax()
+    return mu.values.flatten(-mu.dim) * fastest / sum(4 / h**2 for h in mu.grid.spacing)
+
+
+def _lattice(grid: Grid, axis: int) -> Grid:
+    """A grid whose cells are the faces normal to an axis, up to a shift."""
+    shape = tuple(n - (a == axis and not grid.periodic[a]) for a, n in enumerate(grid.shape))
+    upper = tuple(low + n * h for low, n, h in zip(grid.lower, shape, grid.spacing, strict=True))
+    return Grid(grid.lower, upper, shape, grid.periodic)
