@@ -22,6 +22,7 @@ from .lattice import Lattice
 from .measures import Density, GaussHermite, Gaussian, Grid, Measure, Particles, Quantiles, Samples, Spectral
 from .metrics import Entropic, Metric, Moving, Stein, Wasserstein
 from .multistep import BDF2
+from .pseudospectral import PseudoSpectral
 from .steps import Backward, Chain, Drift, Flow, Forward, Halves, Heat, Step, Strang
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "Path",
     "PorousMedium",
     "Potential",
+    "PseudoSpectral",
     "Quadratic",
     "Quantiles",
     "Samples",

@@ -17,13 +17,17 @@ def convolve_cells(W: Field, masses: Tensor, grid: Grid) -> Tensor:
     """
     sizes = _sizes(grid)
     vector = isinstance(W, pairwise.Slope)
-    kernel = _kernel(W, grid, sizes, masses)
     axes = tuple(range(-grid.dim, 0))
     source = torch.fft.rfftn(masses, s=sizes, dim=axes)
     source = source[..., None, *[slice(None)] * grid.dim] if vector else source
-    found = torch.fft.irfftn(source * torch.fft.rfftn(kernel, dim=axes), s=sizes, dim=axes)
+    found = torch.fft.irfftn(source * transfer(W, grid, masses), s=sizes, dim=axes)
     found = found[..., *[slice(n) for n in grid.shape]].flatten(-grid.dim)
     return found.mT if vector else found
+
+
+def transfer(W: Field, grid: Grid, like: Tensor) -> Tensor:
+    """What the modes of the masses, by `rfftn`, are multiplied by in `convolve_cells`; (d, …) for a Slope."""
+    return torch.fft.rfftn(_kernel(W, grid, _sizes(grid), like), dim=tuple(range(-grid.dim, 0)))
 
 
 def _kernel(W: Field, grid: Grid, sizes: tuple[int, ...], like: Tensor) -> Tensor:
