@@ -1,4 +1,4 @@
-"""Cell averages on a periodic Grid and the trigonometric polynomial that has them: exact changes to values at centres."""
+"""Cell averages on a periodic Grid, and values at centres of the trigonometric polynomial that has them."""
 
 from __future__ import annotations
 
