@@ -24,6 +24,7 @@ from .metrics import Entropic, Metric, Moving, Stein, Wasserstein
 from .multistep import BDF2
 from .pseudospectral import PseudoSpectral
 from .steps import Backward, Chain, Drift, Flow, Forward, Halves, Heat, Step, Strang
+from .sweep import Table, sweep
 
 __all__ = [
     "BDF2",
@@ -67,6 +68,7 @@ __all__ = [
     "Stein",
     "Step",
     "Strang",
+    "Table",
     "Tick",
     "Torus",
     "Trajectory",
@@ -84,4 +86,5 @@ __all__ = [
     "record",
     "schemes",
     "solvers",
+    "sweep",
 ]
