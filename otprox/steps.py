@@ -252,6 +252,7 @@ class Halves(Step):
 
 
 def check_nouns(step: str, F: Any, metric: Any) -> None:
+    """TypeError unless F is a functional and `metric` a metric."""
     if not isinstance(F, Functional):
         raise TypeError(f"{step} needs a Functional such as Potential(V) or KL(V), not {F!r}")
     if not isinstance(metric, Metric):
