@@ -1,6 +1,7 @@
 """otprox: proximal steps and gradient flows over probability measures."""
 
 from . import domains, exact, functionals, kernels, measures, metrics, observe, polchinski, schemes, solvers
+from .adagrad import Adagrad
 from .adaptive import Adaptive, Richardson
 from .domains import Box, Euclidean, Torus
 from .flow import Path, Tick, Trajectory, flow, record
@@ -13,6 +14,7 @@ from .functionals import (
     Functional,
     GeneralizedLinear,
     Interaction,
+    Minibatch,
     PorousMedium,
     Potential,
     Quadratic,
@@ -20,7 +22,7 @@ from .functionals import (
 )
 from .lattice import Lattice
 from .measures import Density, GaussHermite, Gaussian, Grid, Measure, Particles, Quantiles, Samples, Spectral
-from .metrics import Entropic, Metric, Moving, Stein, Wasserstein
+from .metrics import Entropic, Metric, Mobility, Moving, Stein, Wasserstein
 from .multistep import BDF2
 from .pseudospectral import PseudoSpectral
 from .steps import Backward, Chain, Drift, Flow, Forward, Halves, Heat, Step, Strang
@@ -29,6 +31,7 @@ from .sweep import Table, sweep
 __all__ = [
     "BDF2",
     "KL",
+    "Adagrad",
     "Adaptive",
     "Backward",
     "Blob",
@@ -54,6 +57,8 @@ __all__ = [
     "Lattice",
     "Measure",
     "Metric",
+    "Minibatch",
+    "Mobility",
     "Moving",
     "Particles",
     "Path",

@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .functionals import KL, Entropy, Functional, Potential, Quadratic
+from .adagrad import Adagrad
+from .functionals import KL, Entropy, Functional, Potential, Quadratic, Varying
+from .kernels import Kernel
 from .measures import Gaussian
-from .metrics import Entropic, Metric, Wasserstein
+from .metrics import Entropic, Metric, Stein, Wasserstein
 from .solvers import Solver
 from .steps import Backward, Flow, Forward, Halves, Heat, Step, Strang
 
@@ -55,6 +57,26 @@ def entropic_jko(
 def forward_kl(target: Target, metric: Metric | None = None) -> Step:
     """Wasserstein gradient descent on KL(·|target): explicit, unbiased, needs a measure with a score."""
     return Forward(KL(target), metric or Wasserstein())
+
+
+def svgd(target: Target, kernel: Kernel, *, adagrad: bool = False) -> Step:
+    """Stein variational gradient descent: forward on KL(·|target) in the Stein metric, with 1/N and without a score.
+
+    With `adagrad`, the step sizes of practice. Liu, Wang 2016, "Stein variational gradient descent: a general purpose
+    Bayesian inference algorithm".
+    """
+    return Adagrad(KL(target), Stein(kernel)) if adagrad else Forward(KL(target), Stein(kernel))
+
+
+def annealed_svgd(
+    V: Callable[[Tensor], Tensor], kernel: Kernel, strength: Callable[[float], float], *, adagrad: bool = False
+) -> Step:
+    """SVGD with the potential c(t)V, c = strength(t) rising to 1: repulsion spreads the particles over the modes first.
+
+    D'Angelo, Fortuin 2021, "Annealed Stein variational gradient descent".
+    """
+    F = Varying(lambda t: strength(t) * Potential(V) + Entropy())
+    return Adagrad(F, Stein(kernel)) if adagrad else Forward(F, Stein(kernel))
 
 
 def midpoint(F: Functional, metric: Metric | None = None) -> Step:

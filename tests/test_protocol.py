@@ -40,6 +40,9 @@ FUNCTIONALS = {
     "Blob": ox.Blob(0.5),
     "Congestion": ox.Congestion(100.0),
     "Dirichlet": ox.Dirichlet(),
+    "Minibatch": ox.Minibatch(
+        lambda x, index: 0.5 * (x**2).sum(-1) * len(index) / 4, rows=4, size=2, generator=torch.Generator()
+    ),
     "Sum": ox.Entropy() + ox.Potential(ox.Quadratic([0.0])),
     "Scaled": 2.0 * ox.Entropy(),
     "Varying": ox.Varying(lambda t: t * ox.Entropy()),
@@ -47,6 +50,7 @@ FUNCTIONALS = {
 METRICS = {
     "Wasserstein": ox.Wasserstein(torch.tensor([[2.0]])),
     "Entropic": ox.Entropic(0.1),
+    "Mobility": ox.Mobility(lambda rho, x: rho**2),
     "Stein": ox.Stein(ox.kernels.RBF(0.7)),
     "Moving": ox.Moving(lambda t: t * torch.eye(1), rate=lambda t: torch.eye(1)),
 }
@@ -108,7 +112,7 @@ def test_functionals(name):
     F = FUNCTIONALS[name].at(1.0)
     supported = 0
     for mu in MEASURES.values():
-        if isinstance(mu, ox.Particles) and name not in ("Potential", "Interaction", "Blob"):
+        if isinstance(mu, ox.Particles) and name not in ("Potential", "Interaction", "Blob", "Minibatch"):
             continue
         try:
             value = F(mu)

@@ -10,6 +10,7 @@ from .divergence import KL
 from .generalized_linear import GeneralizedLinear
 from .interaction import Interaction
 from .internal import Entropy, Internal, PorousMedium
+from .minibatch import Minibatch
 from .potential import GaussianMoments, Potential, Quadratic
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "GeneralizedLinear",
     "Interaction",
     "Internal",
+    "Minibatch",
     "NotConvex",
     "PorousMedium",
     "Potential",

@@ -15,9 +15,20 @@ from .transport import axes, log_mean
 def covectors(mu: Density, phi: Tensor) -> tuple[Tensor, ...]:
     """ρ∇φ on the faces normal to each axis, φ (*batch, n) on cells: L(ρ)·Δφ/h with L the logarithmic mean of the two
     cells, so that ρ∇log ρ is Δρ/h exactly, and 0 where φ is constant."""
-    phi = phi.reshape(*phi.shape[:-1], *mu.grid.shape)
-    rho = mu.values.clamp_min(torch.finfo(mu.values.dtype).tiny)
-    return tuple(log_mean(axis.below(rho), axis.above(rho)) * axis.jump(phi) / axis.h for axis in axes(mu.grid))
+    return on_faces(mu.grid, mu.values, phi)
+
+
+def on_faces(grid: Grid, weight: Tensor, phi: Tensor) -> tuple[Tensor, ...]:
+    """L(weight)·Δφ/h on the faces normal to each axis; weight ≥ 0 is (*batch, *shape), φ (*batch, n)."""
+    phi = phi.reshape(*phi.shape[:-1], *grid.shape)
+    positive = weight.clamp_min(torch.finfo(weight.dtype).tiny)
+    return tuple(log_mean(axis.below(positive), axis.above(positive)) * axis.jump(phi) / axis.h for axis in axes(grid))
+
+
+def work(mu: Density, J: tuple[Tensor, ...], v: tuple[Tensor, ...]) -> Tensor:
+    """∫ ⟨J, v⟩ dx as a sum over the faces, (*batch,)."""
+    parts = [(a * b).flatten(-mu.dim).sum(-1) for a, b in zip(J, v, strict=True)]
+    return mu.grid.volume * torch.stack(parts).sum(0)
 
 
 def smooth_faces(kernel: Kernel, grid: Grid, J: Tensor, axis: int) -> Tensor:

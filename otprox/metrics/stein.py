@@ -13,7 +13,7 @@ from ..domains import Domain
 from ..functionals import Functional
 from ..kernels import Bilinear, Energy, Kernel, Laplace, Riesz, Stationary
 from ..measures import Density, Gaussian, Measure, Particles, Quantiles, Spectral, Velocity
-from ..measures.faces import covectors, smooth_faces, smoothing_rate
+from ..measures.faces import covectors, smooth_faces, smoothing_rate, work
 from ..pairwise import Slope, convolve
 from .base import Metric
 
@@ -63,17 +63,16 @@ class Stein(Metric):
         Chwialkowski, Strathmann, Gretton 2016).
         """
         if isinstance(mu, Density):
-            pairs = zip(*self._on_faces(F, mu), strict=True)
-            return -mu.grid.volume * sum(((J * v).flatten(-mu.dim).sum(-1) for J, v in pairs), mu.anchor.new_zeros(()))
+            return -work(mu, *self._on_faces(F, mu))
         if isinstance(mu, Gaussian) and isinstance(self.kernel, Bilinear):
             shift, slope = _moments(F, mu)
             return shift.square().sum(-1) + slope.square().sum((-2, -1))
         u, a = self._source(F, mu)
-        work = (u * self._operator(mu, mu.points, u, a)).sum(-1)
+        rate = (u * self._operator(mu, mu.points, u, a)).sum(-1)
         if a is not None:
             self._check_twice_differentiable()
-            work = work - a * _divergence(lambda x: self._operator(mu, x, u, a), mu.points)
-        return (mu.weights * work).sum(-1)
+            rate = rate - a * _divergence(lambda x: self._operator(mu, x, u, a), mu.points)
+        return (mu.weights * rate).sum(-1)
 
     def _operator(self, mu: Measure, x: Tensor, u: Tensor, a: Tensor | None) -> Tensor:
         """∫ k(x, y)u(y) − a(y)∇_y k(x, y) dμ(y) at points x."""
