@@ -21,6 +21,11 @@ class Domain(ABC):
         """The shortest x − y."""
         return x - y
 
+    @property
+    def straight(self) -> bool:
+        """Whether displacements are plain differences."""
+        return type(self).displacement is Domain.displacement
+
 
 @dataclass(frozen=True)
 class Euclidean(Domain):

@@ -1,0 +1,39 @@
+"""The only door to sums over pairs of particles, with memory linear in their number, also under autograd.
+
+For a kernel k of `otprox.kernels`, points x (*batch, m, d) and sources y (*batch, n, d):
+
+- `kernel_sum(k, x, y, b)`: Σ_j k(x_i, y_j) b_j, for b (*batch, n) or (*batch, n, p)
+- `gradient_sum(k, x, y, b)`: Σ_j b_j ∇₁k(x_i, y_j)
+- `trace_sum(k, x, y, b)`: Σ_j b_j tr ∇₁∇₂k(x_i, y_j)
+- `stein_sum(k, x, score, w)`: Σ_j w_j [k(x_i, x_j) s_j + ∇₂k(x_i, x_j)], the velocity of SVGD
+- `stein_discrepancy(k, x, score, w)`: the squared kernel Stein discrepancy
+- `log_gaussian_sum(x, y, log_w, width)`: log Σ_j w_j exp(−|x_i − y_j|²/(2·width²))
+
+and for any even function W of displacements `convolve(W, x, y, w)`, with `Slope(W)` for its gradient.
+
+Those of kernels take `domain=` and `engine=`: "dense" (all pairs at once), "tiled" (the default for many particles) or
+"auto"; `choose` says which one that is. Radial kernels go through matrix products in tiles of the size of a cache, each
+pair once where y is x itself, and derivatives of any order are again such sums.
+"""
+
+from .convolution import Slope, convolve, evaluate
+from .engines import Choice, Engine, choose
+from .gaussian import log_gaussian_sum
+from .reductions import gradient_sum, kernel_sum, stein_discrepancy, stein_sum, trace_sum
+from .tiles import TILE
+
+__all__ = [
+    "TILE",
+    "Choice",
+    "Engine",
+    "Slope",
+    "choose",
+    "convolve",
+    "evaluate",
+    "gradient_sum",
+    "kernel_sum",
+    "log_gaussian_sum",
+    "stein_discrepancy",
+    "stein_sum",
+    "trace_sum",
+]
