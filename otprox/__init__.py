@@ -1,6 +1,6 @@
 """otprox: proximal steps and gradient flows over probability measures."""
 
-from . import domains, exact, functionals, kernels, measures, metrics, observe, polchinski, schemes, solvers
+from . import chaos, domains, exact, functionals, kernels, measures, metrics, observe, polchinski, schemes, solvers
 from .adagrad import Adagrad
 from .adaptive import Adaptive, Richardson
 from .domains import Box, Euclidean, Torus
@@ -79,6 +79,7 @@ __all__ = [
     "Trajectory",
     "Varying",
     "Wasserstein",
+    "chaos",
     "domains",
     "exact",
     "flow",
