@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..functionals.base import scalar_potential
-from ..measures import Particles
+from ..measures import Particles, Spectral
 from .estimates import Estimate, Fields
 from .models import gradient_of
 from .modes import Matrix, Modes, apply, as_matrix, check_same, root
@@ -148,4 +148,25 @@ def moments() -> dict[str, Callable[[Tensor], Tensor]]:
         "m²": lambda phi: phi.mean(-1).square(),
         "φ²": lambda phi: phi.square().mean(-1),
         "φ⁴": lambda phi: phi.pow(4).mean(-1),
+    }
+
+
+def moments_after(K: Spectral, R: Spectral) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The same averages of Kφ + N(0, R) given φ, in closed form: for `transition`, those of ν_t from fields of ν₀."""
+    r, r0 = R.values.mean(), R.values[0] / R.values.numel()  # variances of the noise at a site and of its average
+
+    def modulus(phi: Tensor) -> Tensor:
+        """E|m + √r0·ξ| for ξ ~ N(0, 1)."""
+        a = (phi @ K).mean(-1) / r0.sqrt()
+        return r0.sqrt() * (math.sqrt(2 / math.pi) * torch.exp(-a.square() / 2) + a * torch.erf(a / math.sqrt(2)))
+
+    def quartic(phi: Tensor) -> Tensor:
+        square = (phi @ K).square()
+        return (square.square() + 6 * r * square + 3 * r.square()).mean(-1)
+
+    return {
+        "|m|": modulus,
+        "m²": lambda phi: (phi @ K).mean(-1).square() + r0,
+        "φ²": lambda phi: (phi @ K).square().mean(-1) + r,
+        "φ⁴": quartic,
     }

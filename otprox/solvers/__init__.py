@@ -1,6 +1,7 @@
 """Prox solvers, in the order in which `choose` tries them."""
 
 from .base import ConvergenceError, ConvergenceWarning, Out, Solver, Stats
+from .block_spins import BlockSpins
 from .bures import Bures
 from .choose import choose, explain
 from .convex import Convex, FrozenWarning
@@ -14,6 +15,7 @@ from .scaling import Scaling
 
 __all__ = [
     "Basis",
+    "BlockSpins",
     "Bures",
     "ConvergenceError",
     "ConvergenceWarning",

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean
-from ..functionals import Functional, Internal
+from ..functionals import Functional
 from ..functionals.constraint import constraint_in
 from ..measures import Measure, Particles
 from ..measures.covariance import dense
 from ..metrics import Metric, Wasserstein
-from .base import OnFailure, Out, Stats, check_tau, report, require
+from .base import OnFailure, Out, Stats, check_tau, report, require, slowest
 from .feature_basis import Basis, Custom, Hermite
+from .fitting import Objective, carries_entropy, differentiated, shortened, some, split, whitening
 from .lbfgs import Minimum, minimise
-
-Objective = Callable[[Tensor], Tensor]  # coefficients (items, K) -> values (items,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,26 +62,19 @@ class Features:
         constraint = constraint_in(F)
         if constraint is not None:
             return f"{type(constraint).__name__} is a constraint, which a descent does not see"
-        internal = [(c, f) for c, f in F.terms if isinstance(f, Internal)]
-        if internal and mu.log_density is None:
-            return (
-                f"{type(internal[0][1]).__name__} needs the log-density of the particles: Particles(x, log_density=…), "
-                "up to a constant for Entropy"
-            )
-        if any(c < 0 for c, _ in internal):
-            return "an internal energy with a negative coefficient makes the step unbounded below"
-        return None
+        return carries_entropy(F, mu)
 
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
         mu, metric = cast(Particles, mu), cast(Wasserstein, metric)
-        check_tau(tau, F, _slowest(metric))
+        check_tau(tau, F, slowest(metric))
         frame = Frame.of(mu, metric)
-        fitted, held = _split(mu, self.held_out)
+        fitted, held = (some(mu, index) for index in split(mu, self.held_out))
         problem = Problem(F, frame, self._basis(), tau)
         with torch.no_grad():
             best, c = self._fit(problem, fitted)
-            c, accepted = _shortened(problem, c, fitted if held is None else held)
+            c, accepted = shortened(problem.objective(held)[0], c)
+            c = c.reshape(*mu.batch, -1)
             nu, distance2 = problem.moved(mu, c)
             stats = _stats(best, accepted, F(nu) + distance2 / (2 * tau), distance2)
         stats = dataclasses.replace(stats, map=problem.map(c))
@@ -93,14 +85,14 @@ class Features:
         return self.basis if isinstance(self.basis, Basis) else Custom(self.basis)
 
     def _fit(self, problem: Problem, mu: Particles) -> tuple[Minimum, Tensor]:
-        """The minimiser over the coefficients, (*batch, K)."""
+        """The minimiser over the coefficients, (items, K)."""
         objective, count = problem.objective(mu)
         zero = mu.x.new_zeros(mu.batch.numel(), count)
         coordinates = _coordinates(objective, zero)
 
         def f(y: Tensor) -> tuple[Tensor, Tensor]:
             c = (coordinates @ y[..., None])[..., 0]
-            value, gradient = _differentiated(objective, c)
+            value, gradient = differentiated(objective, c)
             return value, (coordinates.mT @ gradient[..., None])[..., 0]
 
         value, slope = f(zero)
@@ -117,7 +109,7 @@ class Features:
             max_iter=self.max_iter,
         )
         best = dataclasses.replace(best, residual=best.residual / size.clamp_min(torch.finfo(zero.dtype).tiny))
-        return best, (coordinates @ best.x[..., None])[..., 0].reshape(*mu.batch, -1)
+        return best, (coordinates @ best.x[..., None])[..., 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,61 +187,13 @@ class Problem:
 
 
 def _coordinates(J: Objective, zero: Tensor) -> Tensor:
-    """S with c = Sy in which the Hessian of J at 0 is the identity, (items, K, K).
-
-    Features without effect are left out; a direction of negative curvature takes the size of its curvature.
-    """
+    """S with c = Sy in which the Hessian of J at 0 is the identity, (items, K, K)."""
     with torch.enable_grad():
         c = zero.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(J(c).sum(), c, create_graph=True)
         rows = [torch.autograd.grad(gradient[:, k].sum(), c, retain_graph=True)[0] for k in range(c.shape[-1])]
     H = torch.stack(rows, -2)
-    unit = H.diagonal(dim1=-2, dim2=-1).abs().clamp_min(torch.finfo(H.dtype).tiny).rsqrt()
-    values, U = torch.linalg.eigh((H + H.mT) / 2 * unit[..., None] * unit[..., None, :])
-    floor = H.shape[-1] * 100 * torch.finfo(H.dtype).eps * values.abs().amax(-1, keepdim=True)
-    scales = torch.where(values.abs() > floor, values.abs().clamp_min(floor).rsqrt(), 0.0)
-    return unit[..., None] * U * scales[..., None, :]
-
-
-def _differentiated(J: Objective, c: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        c = c.detach().requires_grad_()
-        value = J(c)
-        (gradient,) = torch.autograd.grad(value.sum(), c)
-    return value.detach(), gradient
-
-
-def _split(mu: Particles, share: float) -> tuple[Particles, Particles | None]:
-    """The particles to fit on and those held out, the same for every batch item."""
-    n = mu.x.shape[-2]
-    count = round(share * n)
-    if count == 0:
-        return mu, None
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(mu.x.device)
-    return _some(mu, order[count:]), _some(mu, order[:count])
-
-
-def _some(mu: Particles, index: Tensor) -> Particles:
-    w = mu.w[..., index]
-    log_density = None if mu.log_density is None else mu.log_density[..., index]
-    total = w.sum(-1, keepdim=True)
-    return mu.with_state(x=mu.x[..., index, :], w=w / total, log_density=log_density)
-
-
-def _shortened(problem: Problem, c: Tensor, held: Particles) -> tuple[Tensor, Tensor]:
-    """c·θ with θ = 1, ½, ¼, … the first that lowers the objective on `held`, else 0; and where one did."""
-    J, _ = problem.objective(held)
-    flat = c.reshape(held.batch.numel(), -1)
-    before = J(torch.zeros_like(flat))
-    slack = 100 * torch.finfo(c.dtype).eps * (1 + before.abs())
-    theta, accepted = torch.ones_like(before), torch.zeros_like(before, dtype=torch.bool)
-    for _ in range(6):
-        accepted = J(theta[:, None] * flat) <= before + slack
-        if accepted.all():
-            break
-        theta = torch.where(accepted, theta, theta / 2)
-    theta = torch.where(accepted, theta, 0.0)
-    return (theta[:, None] * flat).reshape(c.shape), accepted
+    return whitening(H)
 
 
 def _stats(best: Minimum, accepted: Tensor, objective: Tensor, distance2: Tensor) -> Stats:
@@ -262,8 +206,3 @@ def _stats(best: Minimum, accepted: Tensor, objective: Tensor, distance2: Tensor
         distance2=distance2,
         message="" if accepted.all() else "the fitted map does not lower the objective on particles that were held out",
     )
-
-
-def _slowest(metric: Wasserstein) -> float:
-    """1/‖Q‖: the factor by which the metric Q shortens the limit on tau."""
-    return 1.0 if metric.Q is None else 1 / torch.linalg.eigvalsh(dense(metric.Q))[..., -1].max().item()

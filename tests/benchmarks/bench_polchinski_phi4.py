@@ -1,4 +1,4 @@
-"""φ⁴ on 16² sites from its flow beside a long Hamiltonian run, and refinement of the free field and of φ⁴: tables.
+"""φ⁴ on 16² sites, by the ascent and by the JKO on particles, beside long Hamiltonian runs; refinement: tables.
 
 Run `python -m tests.benchmarks.bench_polchinski_phi4 [particles]`.
 """
@@ -12,7 +12,8 @@ import torch
 
 from otprox.lattice import Lattice
 from otprox.polchinski.refinement import Ladder, phi4_spacings, sizes, spacings
-from otprox.polchinski.studies import LatticePhi4, Study
+from otprox.polchinski.studies import LatticePhi4, ParticleJKO, Study
+from otprox.solvers import BlockSpins
 
 MASSES = (-0.9, -1.5)  # g = 1: without order, and ordered; the transition is at -1.27
 
@@ -23,9 +24,22 @@ def main(particles: int = 64) -> None:
         begin = time.perf_counter()
         seen = Study(LatticePhi4(Lattice((16, 16)), mass2), particles=particles).run(seed=0)
         print(f"φ⁴ on 16², g = 1, mass2 = {mass2}, {particles} fields ({time.perf_counter() - begin:.0f} s)\n{seen}\n")
+    for mass2 in MASSES:
+        jko(LatticePhi4(Lattice((16, 16)), mass2))
     free()
     for wick in (False, True):
         interacting(wick)
+
+
+def jko(theory: LatticePhi4) -> None:
+    """Form A on 512 particles to t = ½, by maps of modes alone and with sites and blocks."""
+    for sizes, name in (
+        (None, "modes, magnetisation, sites and blocks of 2²"),
+        ((), "modes alone, which do not suffice"),
+    ):
+        begin = time.perf_counter()
+        seen = ParticleJKO(theory, BlockSpins(theory.lattice, sizes)).run(seed=0)
+        print(f"JKO of form A on 16², mass2 = {theory.mass2}, {name} ({time.perf_counter() - begin:.0f} s)\n{seen}\n")
 
 
 def free() -> None:
