@@ -60,7 +60,7 @@ class BlockSpins:
         if sizes is None:
             side = max(self.lattice.shape)
             sizes = (side, 1, *((2,) if all(n % 2 == 0 for n in self.lattice.shape) and side > 2 else ()))
-        object.__setattr__(self, "sizes", tuple(sizes))
+        object.__setattr__(self, "sizes", tuple(dict.fromkeys(sizes)))
         assert self._frames
 
     @cached_property

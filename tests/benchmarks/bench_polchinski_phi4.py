@@ -33,12 +33,12 @@ def main(particles: int = 64) -> None:
 
 def jko(theory: LatticePhi4) -> None:
     """Form A on 512 particles to t = ½, by maps of modes alone and with sites and blocks."""
-    for sizes, name in (
+    for blocks, name in (
         (None, "modes, magnetisation, sites and blocks of 2²"),
         ((), "modes alone, which do not suffice"),
     ):
         begin = time.perf_counter()
-        seen = ParticleJKO(theory, BlockSpins(theory.lattice, sizes)).run(seed=0)
+        seen = ParticleJKO(theory, BlockSpins(theory.lattice, blocks)).run(seed=0)
         print(f"JKO of form A on 16², mass2 = {theory.mass2}, {name} ({time.perf_counter() - begin:.0f} s)\n{seen}\n")
 
 
