@@ -22,6 +22,10 @@ class Kernel(ABC):
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """k(x_i, y_j), (*batch, m, n)."""
 
+    def fit(self, x: Tensor) -> Kernel:
+        """The kernel with widths for particles x (*batch, n, d), where its width is a rule; itself otherwise."""
+        return self
+
     def __add__(self, other: Kernel) -> Kernel:
         return combine([(1.0, self), (1.0, other)]) if isinstance(other, Kernel) else NotImplemented
 
@@ -94,6 +98,9 @@ class Combination(Kernel):
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return _total(c * k(x, y) for c, k in self.terms)
 
+    def fit(self, x: Tensor) -> Kernel:
+        return combine([(c, k.fit(x)) for c, k in self.terms])
+
 
 @dataclass(frozen=True)
 class StationaryCombination(Stationary):
@@ -103,6 +110,9 @@ class StationaryCombination(Stationary):
 
     def profile(self, z: Tensor) -> Tensor:
         return _total(c * k.profile(z) for c, k in self.terms)
+
+    def fit(self, x: Tensor) -> Kernel:
+        return combine([(c, k.fit(x)) for c, k in self.terms])
 
     @property
     def curvatures(self) -> tuple[float, float]:
@@ -124,6 +134,9 @@ class RadialCombination(Radial):
         *first, (c, k) = self.terms
         parts = [a * part.derivative(s.clone(), order) for a, part in first]
         return _total([*parts, c * k.derivative(s, order)])
+
+    def fit(self, x: Tensor) -> Kernel:
+        return combine([(c, k.fit(x)) for c, k in self.terms])
 
     @property
     def resolution(self) -> float:

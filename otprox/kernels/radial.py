@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..domains import Domain, Torus
-from .base import Radial, positive
+from .bandwidth import Bandwidth, Fixed
+from .base import Kernel, Radial, positive
+from .rescaled import Rescaled
 
 
 @dataclass(frozen=True)
-class RBF(Radial):
-    """exp(−|x − y|²/(2·width²))."""
+class Wide(Radial):
+    """A function of |x − y|/width. The width is a number, or a rule that awaits particles: see `Bandwidth`."""
 
-    width: float
+    width: float | Bandwidth
 
     def __post_init__(self) -> None:
-        positive(self.width, "RBF needs a width > 0")
+        if isinstance(self.width, Fixed):
+            object.__setattr__(self, "width", self.width.h)
+        elif not isinstance(self.width, Bandwidth):
+            positive(self.width, f"{type(self).__name__} needs a width > 0")
+
+    @property
+    def h(self) -> float:
+        """The width as a number."""
+        if isinstance(self.width, Bandwidth):
+            raise TypeError(f"{self} has no width until it is fitted: k.fit(x) for particles x")
+        return self.width
+
+    def fit(self, x: Tensor) -> Kernel:
+        if not isinstance(self.width, Bandwidth):
+            return self
+        h = self.width.width(x)
+        return Rescaled(replace(self, width=1.0), h) if h.ndim else replace(self, width=h.item())
+
+
+@dataclass(frozen=True)
+class RBF(Wide):
+    """exp(−|x − y|²/(2·width²))."""
 
     def derivative(self, s: Tensor, order: int = 0) -> Tensor:
         values = s.mul_(self.rate).exp_()
@@ -27,36 +50,31 @@ class RBF(Radial):
 
     @property
     def resolution(self) -> float:
-        return self.width
+        return self.h
 
     @property
     def rate(self) -> float:
-        return -0.5 / self.width**2
+        return -0.5 / self.h**2
 
     @property
     def curvatures(self) -> tuple[float, float]:
-        return -(self.width**-2), 2 * math.exp(-1.5) * self.width**-2  # at 0, and at |z| = √3·width
+        return -(self.h**-2), 2 * math.exp(-1.5) * self.h**-2  # at 0, and at |z| = √3·width
 
 
 @dataclass(frozen=True)
-class Laplace(Radial):
+class Laplace(Wide):
     """exp(−|x − y|/width). Its gradient at x = y counts as 0."""
-
-    width: float
-
-    def __post_init__(self) -> None:
-        positive(self.width, "Laplace needs a width > 0")
 
     def derivative(self, s: Tensor, order: int = 0) -> Tensor:
         """With ρ = √s/width, f^(q) = (−1/2width²)^q e^(−ρ) θ_(q−1)(ρ)/ρ^(2q−1), θ the reverse Bessel polynomials."""
         zero = s == 0
         root = s.masked_fill_(zero, 1).sqrt()
-        values = (root * (-1 / self.width)).exp_()
+        values = (root * (-1 / self.h)).exp_()
         if order == 0:
             return values.masked_fill(zero, 1)
-        scale = (-0.5 / self.width**2) ** order * self.width ** (2 * order - 1)
+        scale = (-0.5 / self.h**2) ** order * self.h ** (2 * order - 1)
         values = scale * values * root ** (1 - 2 * order)
-        return (values * _bessel(root / self.width, order - 1) if order > 1 else values).masked_fill(zero, 0)
+        return (values * _bessel(root / self.h, order - 1) if order > 1 else values).masked_fill(zero, 0)
 
     @property
     def resolution(self) -> float:
@@ -64,30 +82,25 @@ class Laplace(Radial):
 
     @property
     def curvatures(self) -> tuple[float, float]:
-        return -math.inf, self.width**-2
+        return -math.inf, self.h**-2
 
 
 @dataclass(frozen=True)
-class InverseMultiquadric(Radial):
+class InverseMultiquadric(Wide):
     """(1 + |x − y|²/width²)^(−½)."""
 
-    width: float
-
-    def __post_init__(self) -> None:
-        positive(self.width, "InverseMultiquadric needs a width > 0")
-
     def derivative(self, s: Tensor, order: int = 0) -> Tensor:
-        root = s.mul_(self.width**-2).add_(1).rsqrt_()
-        scale = math.prod(-(0.5 + q) / self.width**2 for q in range(order))
+        root = s.mul_(self.h**-2).add_(1).rsqrt_()
+        scale = math.prod(-(0.5 + q) / self.h**2 for q in range(order))
         return scale * root * root.square() ** order if order else root
 
     @property
     def resolution(self) -> float:
-        return self.width
+        return self.h
 
     @property
     def curvatures(self) -> tuple[float, float]:
-        return -(self.width**-2), 2 * 2.5**-2.5 * self.width**-2  # at 0, and at |z|² = 1.5·width²
+        return -(self.h**-2), 2 * 2.5**-2.5 * self.h**-2  # at 0, and at |z|² = 1.5·width²
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ For a kernel k of `otprox.kernels`, points x (*batch, m, d) and sources y (*batc
 
 - `kernel_sum(k, x, y, b)`: Σ_j k(x_i, y_j) b_j, for b (*batch, n) or (*batch, n, p)
 - `gradient_sum(k, x, y, b)`: Σ_j b_j ∇₁k(x_i, y_j)
+- `divergence_sum(k, x, y, v)`: Σ_j ∇₁k(x_i, y_j)·v_j
 - `trace_sum(k, x, y, b)`: Σ_j b_j tr ∇₁∇₂k(x_i, y_j)
 - `stein_sum(k, x, score, w)`: Σ_j w_j [k(x_i, x_j) s_j + ∇₂k(x_i, x_j)], the velocity of SVGD
 - `stein_discrepancy(k, x, score, w)`: the squared kernel Stein discrepancy
@@ -19,7 +20,7 @@ pair once where y is x itself, and derivatives of any order are again such sums.
 from .convolution import Slope, convolve, evaluate
 from .engines import Choice, Engine, choose
 from .gaussian import log_gaussian_sum
-from .reductions import gradient_sum, kernel_sum, stein_discrepancy, stein_sum, trace_sum
+from .reductions import divergence_sum, gradient_sum, kernel_sum, stein_discrepancy, stein_sum, trace_sum
 from .tiles import TILE
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Slope",
     "choose",
     "convolve",
+    "divergence_sum",
     "evaluate",
     "gradient_sum",
     "kernel_sum",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..domains import Domain, Euclidean
 from ..kernels import Radial
-from .sums import route
+from .routes import route
 from .tiles import by_rows, checkpointed, rows_of
 
 Displacements = Callable[[Tensor], Tensor]  # (…, d) -> (…); a Slope gives (…, d)

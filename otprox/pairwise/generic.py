@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,52 +11,58 @@ from torch.func import jvp
 
 from ..domains import Domain
 from ..kernels import Kernel, Stationary
+from .sums import Sums
 from .tiles import by_rows, rows_of
 
-Matrix = Callable[[Tensor, Tensor], Tensor]  # x (*batch, m, d), y (*batch, n, d) -> (*batch, m, n)
 
+@dataclass(frozen=True, eq=False)
+class GenericSums(Sums):
+    """Any kernel on any domain, by its matrix in blocks of rows."""
 
-def matrix(k: Kernel, domain: Domain) -> Matrix:
-    """k(x_i, y_j), through the shortest displacements of the domain."""
-    if domain.straight:
-        return k
-    if not isinstance(k, Stationary):
-        raise TypeError(f"{k} is not a function of the difference of two points, so it does not live on {domain}")
-    return lambda x, y: k.profile(domain.displacement(x[..., :, None, :], y[..., None, :, :]))
+    k: Kernel
+    x: Tensor
+    y: Tensor
+    domain: Domain
 
+    def values(self, c: Tensor) -> Tensor:
+        return self._rows(lambda x, y, c: self.matrix(x, y) @ c, c)
 
-def value_sum(k: Kernel, x: Tensor, y: Tensor, c: Tensor, domain: Domain) -> Tensor:
-    """Σ_j k(x_i, y_j) c_j for c (*batch, n, p)."""
-    values = matrix(k, domain)
-    return _rows(lambda x, y, c: values(x, y) @ c, x, y, c)
+    def slopes(self, b: Tensor) -> Tensor:
+        return self._rows(lambda x, y, b: torch.cat([self._slope(x, y, a) @ b for a in range(x.shape[-1])], -1), b)
 
+    def source_slopes(self, b: Tensor) -> Tensor:
+        def slope(x: Tensor, y: Tensor, axis: int) -> Tensor:
+            return _along(lambda z: self.matrix(x, z), y, axis)
 
-def slope_sum(k: Kernel, x: Tensor, y: Tensor, b: Tensor, domain: Domain, argument: int) -> Tensor:
-    """Σ_j b_j ∇₁k(x_i, y_j), or ∇₂k for argument 2; b (*batch, n, 1)."""
-    values = matrix(k, domain)
+        return self._rows(lambda x, y, b: torch.cat([slope(x, y, a) @ b for a in range(x.shape[-1])], -1), b)
 
-    def slope(x: Tensor, y: Tensor, axis: int) -> Tensor:
-        if argument == 1:
-            return _along(lambda z: values(z, y), x, axis)
-        return _along(lambda z: values(x, z), y, axis)
+    def divergences(self, v: Tensor) -> Tensor:
+        def tile(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+            return torch.stack([self._slope(x, y, a) @ v[..., a : a + 1] for a in range(x.shape[-1])]).sum(0)
 
-    def tile(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([slope(x, y, axis) @ b for axis in range(x.shape[-1])], -1)
+        return self._rows(tile, v)
 
-    return _rows(tile, x, y, b)
+    def traces(self, b: Tensor) -> Tensor:
+        def mixed(x: Tensor, y: Tensor, axis: int) -> Tensor:
+            return _along(lambda z: self._slope(x, z, axis), y, axis)
 
+        return self._rows(lambda x, y, b: torch.stack([mixed(x, y, a) for a in range(x.shape[-1])]).sum(0) @ b, b)
 
-def trace_sum(k: Kernel, x: Tensor, y: Tensor, b: Tensor, domain: Domain) -> Tensor:
-    """Σ_j b_j tr ∇₁∇₂k(x_i, y_j), (*batch, m, 1)."""
-    values = matrix(k, domain)
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
+        """k(x_i, y_j), (*batch, m, n), through the shortest displacements of the domain."""
+        if self.domain.straight:
+            return self.k(x, y)
+        if not isinstance(self.k, Stationary):
+            raise TypeError(
+                f"{self.k} is not a function of the difference of two points, so it does not live on {self.domain}"
+            )
+        return self.k.profile(self.domain.displacement(x[..., :, None, :], y[..., None, :, :]))
 
-    def mixed(x: Tensor, y: Tensor, axis: int) -> Tensor:
-        return _along(lambda p: _along(lambda q: values(p, q), y, axis), x, axis)
+    def _slope(self, x: Tensor, y: Tensor, axis: int) -> Tensor:
+        return _along(lambda z: self.matrix(z, y), x, axis)
 
-    def tile(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-        return torch.stack([mixed(x, y, axis) for axis in range(x.shape[-1])]).sum(0) @ b
-
-    return _rows(tile, x, y, b)
+    def _rows(self, tile: Callable[..., Tensor], c: Tensor) -> Tensor:
+        return by_rows(tile, rows_of(self.x, self.y, self.x.shape[-1]), -2, self.x, self.y, c)
 
 
 def _along(f: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
@@ -63,7 +70,3 @@ def _along(f: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
     direction = torch.zeros_like(x)
     direction[..., axis] = 1
     return jvp(f, (x,), (direction,))[1]
-
-
-def _rows(tile: Callable[..., Tensor], x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-    return by_rows(tile, rows_of(x, y, x.shape[-1]), -2, x, y, c)

@@ -51,17 +51,18 @@ def _formula(k: Any, s: Any, order: int) -> Any:
     if isinstance(k, RBF):
         return (s * k.rate).exp() * k.rate**order
     if isinstance(k, InverseMultiquadric):
-        scale = math.prod(-(0.5 + q) / k.width**2 for q in range(order))
-        return scale * (1 + s * k.width**-2).rsqrt() ** (2 * order + 1)
+        scale = math.prod(-(0.5 + q) / k.h**2 for q in range(order))
+        return scale * (1 + s * k.h**-2).rsqrt() ** (2 * order + 1)
     if isinstance(k, Energy):
         scale = -math.prod(0.5 - q for q in range(order))
         return scale * (s.rsqrt() ** (2 * order - 1) if order else s.sqrt())
     root = s.sqrt()
-    decay = (root * (-1 / k.width)).exp()
+    decay = (root * (-1 / k.h)).exp()
     if order == 0:
         return decay
-    scale = (-0.5 / k.width**2) ** order * k.width ** (2 * order - 1)
-    before, theta = 1.0, 1.0 + (root * (1 / k.width) if order > 1 else 0.0)
+    scale = (-0.5 / k.h**2) ** order * k.h ** (2 * order - 1)
+    before: Any = 1.0
+    theta: Any = 1.0 + (root * (1 / k.h) if order > 1 else 0.0)
     for n in range(2, order):
-        before, theta = theta, (2 * n - 1) * theta + s * k.width**-2 * before
+        before, theta = theta, (2 * n - 1) * theta + s * k.h**-2 * before
     return scale * (decay * s.rsqrt() ** (2 * order - 1)) * theta

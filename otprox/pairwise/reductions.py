@@ -7,7 +7,8 @@ from torch import Tensor
 from ..domains import Domain, Euclidean
 from ..kernels import Kernel
 from .engines import Engine
-from .sums import Sums, route
+from .routes import route
+from .sums import Sums
 
 
 def kernel_sum(
@@ -40,6 +41,14 @@ def trace_sum(
     """Σ_j b_j tr ∇₁∇₂k(x_i, y_j), (*batch, m), for b (*batch, n). k must be smooth at x = y."""
     _check(x, y, b[..., None], "b")
     return _sums(k, x, y, domain, engine).traces(b[..., None])[..., 0]
+
+
+def divergence_sum(
+    k: Kernel, x: Tensor, y: Tensor, v: Tensor, *, domain: Domain | None = None, engine: Engine = "auto"
+) -> Tensor:
+    """Σ_j ∇₁k(x_i, y_j)·v_j, (*batch, m), for v (*batch, n, d)."""
+    _check(x, y, v, "v")
+    return _sums(k, x, y, domain, engine).divergences(v)[..., 0]
 
 
 def stein_sum(
@@ -90,7 +99,7 @@ def stein_discrepancy(
 def _sums(k: Kernel, x: Tensor, y: Tensor, domain: Domain | None, engine: str) -> Sums:
     if not isinstance(k, Kernel):
         raise TypeError(f"sums over pairs need a kernel such as kernels.RBF(1.0), not {k!r}; convolve takes functions")
-    return route(k, x, y, domain or Euclidean(), engine)
+    return route(k.fit(y), x, y, domain or Euclidean(), engine)
 
 
 def _check(x: Tensor, y: Tensor, b: Tensor, name: str) -> None:

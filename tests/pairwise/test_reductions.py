@@ -13,8 +13,18 @@ from torch import Tensor
 from torch.func import jvp
 
 from otprox import Torus, pairwise
-from otprox.kernels import RBF, Bilinear, Cosine, Energy, InverseMultiquadric, Kernel, Laplace, Riesz
-from otprox.pairwise import choose, gradient_sum, kernel_sum, stein_discrepancy, stein_sum, trace_sum
+from otprox.kernels import (
+    RBF,
+    Bilinear,
+    Cosine,
+    Energy,
+    InverseMultiquadric,
+    Kernel,
+    Laplace,
+    Rescaled,
+    Riesz,
+)
+from otprox.pairwise import choose, divergence_sum, gradient_sum, kernel_sum, stein_discrepancy, stein_sum, trace_sum
 
 SMOOTH = [
     RBF(0.7),
@@ -53,6 +63,16 @@ def slopes(k: Kernel, x: Tensor, y: Tensor, b: Tensor, argument: int) -> Tensor:
         along(lambda z: k(z, y), x, a) if argument == 1 else along(lambda z: k(x, z), y, a) for a in range(x.shape[-1])
     ]
     return torch.cat([part @ b[..., None] for part in parts], -1)
+
+
+@pytest.mark.parametrize("k", [*SMOOTH, *CUSPS], ids=str)
+def test_divergence_sum_is_the_dense_one(tile, k):
+    x, y, _, v = data()
+
+    def dense(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return sum(along(lambda z: k(z, y), x, a) @ v[:, a] for a in range(2))
+
+    assert_same_derivatives(lambda *a: divergence_sum(k, *a), dense, (x, y, v))
 
 
 def traces(k: Kernel, x: Tensor, y: Tensor, b: Tensor) -> Tensor:
@@ -122,6 +142,42 @@ def test_a_batch_equals_single_sums_and_broadcasts(tile, k, batch):
     shared = gradient_sum(k, x, y[first], b)
     torch.testing.assert_close(shared, gradient_sum(k, x, y[first].expand_as(y), b), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(stein_sum(k, y, c)[first], stein_sum(k, y[first], c[first]))
+
+
+def test_a_width_for_each_item_is_a_rescaled_kernel(tile):
+    x, y, b, c = data(batch=(3,))
+    h = torch.tensor([0.5, 1.0, 2.0])
+    k = Rescaled(RBF(1.0), h)
+    torch.testing.assert_close(k(x, y), torch.stack([RBF(w)(p, q) for w, p, q in zip(h.tolist(), x, y, strict=True)]))
+    for f, w in ((kernel_sum, b), (gradient_sum, b), (divergence_sum, c), (trace_sum, b)):
+        one = [f(RBF(h), *item) for h, *item in zip(h.tolist(), x, y, w, strict=True)]
+        torch.testing.assert_close(f(k, x, y, w), torch.stack(one), rtol=1e-11, atol=1e-12)
+    one = [stein_sum(RBF(h), *item) for h, *item in zip(h.tolist(), y, c, strict=True)]
+    torch.testing.assert_close(stein_sum(k, y, c), torch.stack(one), rtol=1e-11, atol=1e-12)
+    assert_same_derivatives(
+        lambda h, x: kernel_sum(Rescaled(RBF(1.0), h), x, y, b),
+        lambda h, x: (Rescaled(RBF(1.0), h)(x, y) @ b[..., None])[..., 0],
+        (h, x),
+    )
+    with pytest.raises(ValueError, match="Rescaled needs lengths > 0, not 0.0"):
+        Rescaled(RBF(1.0), torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize("k", SMOOTH, ids=str)
+def test_stein_discrepancy_is_its_double_sum(tile, k):
+    _, x, b, s = data(n=6)
+    w = torch.softmax(b, 0)
+
+    def dense(x: Tensor, s: Tensor, w: Tensor) -> Tensor:
+        inner = (s @ s.mT) * k(x, x) + sum(
+            s[:, a, None] * along(lambda z: k(x, z), x, a)  # noqa: B023
+            + s[None, :, a] * along(lambda z: k(z, x), x, a)
+            + along(lambda p: along(lambda q: k(p, q), x, a), x, a)  # noqa: B023
+            for a in range(2)
+        )
+        return w @ inner @ w
+
+    assert_same_derivatives(lambda *a: stein_discrepancy(k, *a), dense, (x, s, w))
 
 
 @given(m=st.floats(-3, 3), s=st.floats(0.3, 2), h=st.floats(0.3, 3), d=st.integers(1, 3))
