@@ -67,6 +67,13 @@ class Stationary(Kernel):
         """Σ_j w_j W(x_i − y_j), (*batch, m), by a route faster than all pairs; None where the kernel has none."""
         return None
 
+    def convolve_slope(self, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None) -> Tensor | None:
+        """Σ_j w_j ∇W(x_i − y_j), (*batch, m, d), by a formula; None to differentiate `convolve`, if it has a route."""
+        return None
+
+    def check_domain(self, domain: Domain) -> None:
+        """ValueError where W is no function on the domain, such as one of another period."""
+
 
 class Radial(Stationary):
     """k(x, y) = f(|x − y|²), through the derivatives of f, which all sums over pairs in `pairwise` are made of."""

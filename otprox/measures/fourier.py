@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import pairwise
+from ..kernels import Stationary
 from .base import Field
 from .grid import Grid
 
@@ -32,6 +33,8 @@ def transfer(W: Field, grid: Grid, like: Tensor) -> Tensor:
 
 def _kernel(W: Field, grid: Grid, sizes: tuple[int, ...], like: Tensor) -> Tensor:
     """W on all displacements in the order of FFT, (*sizes); for a Slope (d, *sizes)."""
+    if isinstance(plain := W.W if isinstance(W, pairwise.Slope) else W, Stationary):
+        plain.check_domain(grid)
     steps = [torch.arange(size, device=like.device) for size in sizes]
     steps = [torch.where(k < (size + 1) // 2, k, k - size) for k, size in zip(steps, sizes, strict=True)]
     lines = [k.to(like.dtype) * h for k, h in zip(steps, grid.spacing, strict=True)]

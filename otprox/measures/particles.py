@@ -119,7 +119,7 @@ class Particles(Measure):
             raise TypeError(f"Particles move along a Velocity, not a {type(tangent).__name__}; use a Density on a Grid")
         v = tangent.field
         if self.log_density is None:
-            return self.push(lambda x: x + tau * v(x))
+            return self.push(lambda x: x.add(v(x), alpha=tau))
         return self.push(lambda x: (x + tau * v(x), _log_det(v, x, tau)))
 
     def diffuse(self, cov: Any, generator: torch.Generator | None = None) -> Particles:
@@ -128,7 +128,8 @@ class Particles(Measure):
             raise ValueError("noise on Particles needs an explicit generator: Heat(generator=torch.Generator())")
         root = _root(cov, self)
         z = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
-        return self.with_state(x=self.domain.wrap(self.x + z @ root.mT), log_density=None)
+        noise = z * root if isinstance(root, Tensor) and self.dim == 1 else z @ root.mT
+        return self.with_state(x=self.domain.wrap(noise.add_(self.x)), log_density=None)
 
     def to_particles(self, n: int, generator: torch.Generator) -> Particles:
         """n particles of equal weight drawn from these with replacement, each with probability w."""

@@ -68,7 +68,9 @@ class Slope:
             return _slope(evaluate(self.W, at), at, self.keep or z.requires_grad)
 
     def convolve(self, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None) -> Tensor | None:
-        fast = getattr(self.W, "convolve", None)
+        direct, fast = getattr(self.W, "convolve_slope", None), getattr(self.W, "convolve", None)
+        if direct is not None and (slope := direct(x, y, w, domain)) is not None:
+            return slope
         if fast is None:
             return None
         with torch.enable_grad():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from otprox import Torus, kernels, pairwise
+from otprox import Density, Grid, Torus, kernels, pairwise
 from otprox.kernels import RBF, Bilinear, Cosine, Energy, InverseMultiquadric, Laplace, Riesz
 
 STATIONARY = [RBF(0.7), Laplace(0.7), InverseMultiquadric(0.7), Energy(), Riesz(0.5), Riesz(1.5), Riesz(2), Riesz(3)]
@@ -141,13 +141,35 @@ def test_riesz_2_far_from_the_origin_does_not_cancel():
 
 def test_fast_routes_on_a_torus_only_where_the_kernel_is_periodic():
     x, y, w = points(4, 1), points(3, 1, 1), torch.tensor([0.5, 0.2, 0.3])
-    for k in (Cosine([1.0, 0.5]), Riesz(2)):
-        for period in (2 * math.pi, 1.0):
-            found = pairwise.convolve(k, x, y, w, Torus(period))
-            torch.testing.assert_close(found, pairwise.convolve(lambda z, k=k: k(z), x, y, w, Torus(period)))
+    for k, period in ((Cosine([1.0, 0.5]), 2 * math.pi), (Riesz(2), 2 * math.pi), (Riesz(2), 1.0)):
+        found = pairwise.convolve(k, x, y, w, Torus(period))
+        torch.testing.assert_close(found, pairwise.convolve(lambda z, k=k: k(z), x, y, w, Torus(period)))
     assert Cosine([1.0]).convolve(x, y, w, Torus(4 * math.pi)) is not None
-    assert Cosine([1.0]).convolve(x, y, w, Torus(math.pi)) is None
     assert Riesz(2).convolve(x, y, w, Torus(1.0)) is None
+
+
+@pytest.mark.parametrize("domain", [Torus(1.0), Torus(math.pi), Grid(0, 7, 16, periodic=True)])
+def test_a_cosine_refuses_other_periods(domain):
+    x, w = torch.tensor([[0.1], [0.6]]), torch.tensor([0.5, 0.5])
+    for W in (Cosine([1.0]), pairwise.Slope(Cosine([1.0]))):
+        with pytest.raises(ValueError, match="Cosine has period 2π = 6.28319, and the domain .*no multiple"):
+            pairwise.convolve(W, x, x, w, domain)
+        if isinstance(domain, Grid):
+            with pytest.raises(ValueError, match="the domain 7, which is no multiple"):
+                Density(torch.full((16,), 1 / 7), domain).convolve(W)
+    Cosine([1.0]).check_domain(Grid(0, 1, 4))  # walls close nothing
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_slopes_of_cosines_are_the_derivatives_of_their_sums(batch):
+    g = torch.Generator().manual_seed(0)
+    k = Cosine([0.7, -0.3, 0.2, 1.1])
+    x, y, w = (torch.randn(*batch, *shape, generator=g) for shape in ((5, 1), (3, 1), (3,)))
+    z = x.clone().requires_grad_()
+    (want,) = torch.autograd.grad(k.convolve(z, y, w).sum(), z)
+    torch.testing.assert_close(pairwise.convolve(pairwise.Slope(k), x, y, w), want)
+    torch.testing.assert_close(k.convolve(x, y, w), (k(x, y) @ w[..., None])[..., 0])
+    assert torch.autograd.gradcheck(lambda y, w: k.convolve_slope(x, y, w), (y.requires_grad_(), w.requires_grad_()))
 
 
 @pytest.mark.parametrize("width", [0.0, -1.0, math.nan, math.inf])
