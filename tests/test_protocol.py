@@ -43,6 +43,8 @@ FUNCTIONALS = {
     "Minibatch": ox.Minibatch(
         lambda x, index: 0.5 * (x**2).sum(-1) * len(index) / 4, rows=4, size=2, generator=torch.Generator()
     ),
+    "Moments": ox.Moments(lambda p: torch.ones_like(p[..., 0]), [1.0]),
+    "Obstacle": ox.Obstacle(lower=0.0, upper=50.0),
     "Sum": ox.Entropy() + ox.Potential(ox.Quadratic([0.0])),
     "Scaled": 2.0 * ox.Entropy(),
     "Varying": ox.Varying(lambda t: t * ox.Entropy()),

@@ -11,6 +11,8 @@ from .generalized_linear import GeneralizedLinear
 from .interaction import Interaction
 from .internal import Entropy, Internal, PorousMedium
 from .minibatch import Minibatch
+from .moments import Moments
+from .obstacle import Obstacle
 from .potential import GaussianMoments, Potential, Quadratic
 
 __all__ = [
@@ -28,7 +30,9 @@ __all__ = [
     "Interaction",
     "Internal",
     "Minibatch",
+    "Moments",
     "NotConvex",
+    "Obstacle",
     "PorousMedium",
     "Potential",
     "Quadratic",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..measures import Density, Gaussian, Measure, Quantiles
 from .atom import Atom, NotConvex, nonnegative
-from .constraint import Constraint
+from .constraint import TOLERANCE, Constraint
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class Congestion(Constraint):
         else:
             log_peak = mu.log_prob(mu.mean[..., None, :] if isinstance(mu, Gaussian) else None).amax(-1)
         return log_peak.exp() / self.bound - 1
+
+    def impossible(self, mu: Measure) -> str | None:
+        if isinstance(mu, Density) and self.bound * mu.grid.n * mu.grid.volume < 1 - TOLERANCE:
+            most = self.bound * mu.grid.n * mu.grid.volume
+            return f"bound × volume of the grid is {most:.6g}, less than the mass 1"
+        return None
 
     def convexity(self, c: float = 1.0) -> float | None:
         return 0.0 if c >= 0 else None

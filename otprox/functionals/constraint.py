@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..measures import Gaussian, Measure
+from .atom import Atom
 from .base import Functional
 
 TOLERANCE = 1e-6  # relative violation that still counts as rounding: what implicit steps leave, and float32
@@ -24,6 +25,14 @@ class Constraint(Functional):
     @abstractmethod
     def violation(self, mu: Measure) -> Tensor:
         """By how much, relative to what is allowed, μ violates the constraint; ≤ 0 when it holds, (*batch,)."""
+
+    @abstractmethod
+    def atom(self, mu: Measure, c: float) -> Atom:
+        """The constraint in a convex program, whatever c ≥ 0; or NotConvex."""
+
+    def impossible(self, mu: Measure) -> str | None:
+        """Why no measure in μ's representation can satisfy the constraint, when a simple count shows it."""
+        return None
 
     def __call__(self, mu: Measure) -> Tensor:
         violation = self.violation(mu)

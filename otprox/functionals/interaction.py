@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..kernels import Kernel, Stationary
-from ..measures import Gaussian, Measure, Quantiles
+from ..measures import Density, Gaussian, Grid, Measure, Quantiles
 from ..measures.covariance import dense
+from ..measures.fourier import cell_matrix
 from ..pairwise import Slope
 from .atom import Atom, NotConvex, curvature_root, scatter
 from .base import Functional
 from .potential import Quadratic
+
+LARGEST = 4096  # cells up to which the matrix of an interaction is factored for convex programs
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +75,53 @@ class Interaction(Functional):
         return None if bound == -math.inf else min(bound, 0.0)
 
     def atom(self, mu: Measure, c: float) -> Atom:
-        """c·(P/2n) Σ |x_i − mean|² over quantiles, for W a convex `Quadratic` of curvature P."""
+        """On a Density, ½c·Σ W(x_i − x_j)m_i m_j for a W whose matrix is semidefinite among changes that keep the mass.
+
+        On Quantiles, c·(P/2n) Σ |x_i − mean|² for W a convex `Quadratic` of curvature P.
+        """
+        if isinstance(mu, Density):
+            return self._on_cells(mu, c)
         if isinstance(mu, Quantiles) and isinstance(self.W, Quadratic):
             root = curvature_root(c * dense(self.W.precision) / (2 * mu.n), mu, "Interaction(Quadratic)")
             return Atom((Interaction, Quantiles), scatter, (root,))
         raise NotConvex(
-            f"Interaction has no convex form on {type(mu).__name__}: it needs Quantiles and W a Quadratic; "
-            "in 1-D use Quantile"
+            f"Interaction has no convex form on {type(mu).__name__}: it needs a Density, or Quantiles and W a "
+            "Quadratic; in 1-D use Quantile"
         )
+
+    def _on_cells(self, mu: Density, c: float) -> Atom:
+        like = mu.values
+        root, slope = _semidefinite(self.W, mu.grid, like.dtype, like.device, math.copysign(1.0, c))
+        scale = abs(c) * mu.grid.volume**2
+
+        def build(rho: Any, weight: Any) -> Any:
+            import cvxpy as cp
+
+            return weight * (cp.sum_squares(root @ rho) / 2 + slope @ rho)
+
+        return Atom((Interaction, self.W, mu.grid, c > 0), build, (scale,))
+
+
+@lru_cache(maxsize=8)
+def _semidefinite(
+    W: Callable[..., Tensor], grid: Grid, dtype: torch.dtype, device: torch.device, sign: float
+) -> tuple[Any, Any]:
+    """A (r, n) and b (n,) with ½|Aρ|² + b·ρ = ½ρ·sWρ + const for densities of mass 1 on n cells, s = ±1.
+
+    With the constants projected out, ρ = mean + δ: ½δ·sWδ + mean·(sW1)·δ, and A is the root of the projected matrix.
+    """
+    if grid.n > LARGEST:
+        raise NotConvex(f"Interaction on {grid.n} cells needs a matrix of rank up to {grid.n}; at most {LARGEST} cells")
+    matrix = sign * cell_matrix(W, grid, torch.zeros((), dtype=dtype, device=device)).double().cpu()
+    mean = matrix.mean(0)
+    centred = matrix - mean - mean[:, None] + mean.mean()
+    values, vectors = torch.linalg.eigh((centred + centred.mT) / 2)
+    largest = values.abs().max().item()
+    if values[0] < -1e-9 * largest:
+        raise NotConvex(
+            f"{sign:g}·Interaction is not convex in the density: among changes that keep the mass, its matrix has the "
+            f"eigenvalue {values[0].item():.3g} (largest {largest:.3g}); use Quantiles, or another solver"
+        )
+    kept = values > 1e-12 * largest
+    root = (values[kept].sqrt() * vectors[:, kept]).mT
+    return root.numpy(), ((mean - mean.mean()) / grid.volume).numpy()

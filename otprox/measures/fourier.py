@@ -31,6 +31,11 @@ def transfer(W: Field, grid: Grid, like: Tensor) -> Tensor:
     return torch.fft.rfftn(_kernel(W, grid, _sizes(grid), like), dim=tuple(range(-grid.dim, 0)))
 
 
+def cell_matrix(W: Field, grid: Grid, like: Tensor) -> Tensor:
+    """W(x_i − x_j) between the cells of a grid, (n, n), as `convolve_cells` has it."""
+    return convolve_cells(W, torch.eye(grid.n, dtype=like.dtype, device=like.device).reshape(-1, *grid.shape), grid)
+
+
 def _kernel(W: Field, grid: Grid, sizes: tuple[int, ...], like: Tensor) -> Tensor:
     """W on all displacements in the order of FFT, (*sizes); for a Slope (d, *sizes)."""
     if isinstance(plain := W.W if isinstance(W, pairwise.Slope) else W, Stationary):

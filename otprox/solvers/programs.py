@@ -13,10 +13,14 @@ import numpy as np
 from torch import Tensor
 
 from ..functionals.atom import Atom
-from ..measures import Density
+from ..measures import Density, Grid, Quantiles
 
 Numbers = float | np.ndarray
 USABLE = 1e-3  # the largest residual of a stalled solver whose point is still given, with a warning
+
+
+class NoSolution(Exception):
+    """A program without a solution, with the solver's status."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,23 +30,37 @@ class Solution:
     status: str
     iterations: int
     residual: float
+    value: float
     new: np.ndarray | None  # densities or positions
     plan: np.ndarray | None
+    potential: np.ndarray | None  # y_i, what a unit of mass more in the new cell i would cost F, up to a constant
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A program compiled once and solved again with other numbers in its parameters; `plan` may be a Markov kernel."""
+    """A program compiled once and solved again with other numbers in its parameters; `plan` may be a Markov kernel.
+
+    `balance` is its constraint plan's marginal − masses of the new cells = 0, whose multiplier is the potential.
+    `tilted` is a variable, measured from `origin`, to which `solve` can add a linear cost. A parameter would do that
+    too, but CVXPY compiles in a time proportional to variables × parameters, so that few are to be vectors.
+    """
 
     problem: Any
     new: Any
     plan: Any
     parameters: tuple[Any, ...]
+    balance: Any = None
+    tilted: Any = None
+    origin: Any = None
 
-    def solve(self, values: Sequence[Numbers], solver: str, options: dict[str, Any]) -> Solution:
+    def solve(
+        self, values: Sequence[Numbers], solver: str, options: dict[str, Any], tilt: np.ndarray | None = None
+    ) -> Solution:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.value = value
         data, chain, inverse = self.problem.get_problem_data(solver, enforce_dpp=True, solver_opts=dict(options))
+        if tilt is not None:
+            data = self._add_tilt(data, tilt)
         raw = chain.solve_via_data(self.problem, data, solver_opts=dict(options))
         status, residual = self._unpack(raw, chain, inverse), _residual(raw)
         lost = status == "optimal_inaccurate" and residual > USABLE
@@ -51,9 +69,17 @@ class Program:
             status=status,
             iterations=0 if stats is None else int(stats.num_iters or 0),
             residual=residual,
+            value=float("nan") if self.problem.value is None else float(self.problem.value),
             new=None if lost else self.new.value,
             plan=None if self.plan is None else self.plan.value,
+            potential=None if self.balance is None else self.balance.dual_value,
         )
+
+    def _add_tilt(self, data: dict[str, Any], tilt: np.ndarray) -> dict[str, Any]:
+        start = data["param_prob"].var_id_to_col[self.tilted.id]
+        cost = data["c"].copy()
+        cost[start : start + len(tilt)] += tilt
+        return data | {"c": cost}
 
     def _unpack(self, raw: Any, chain: Any, inverse: Any) -> str:
         from cvxpy.error import SolverError
@@ -86,6 +112,34 @@ def transport_program(mu: Density, components: Tensor, atoms: Sequence[Atom]) ->
     return Program(problem, density, kernel, (masses, weights, *more))
 
 
+def support_program(
+    grid: Grid,
+    pairs: tuple[Tensor, Tensor],
+    cost: Tensor,
+    masses: Tensor,
+    atoms: Sequence[Atom],
+    data: Sequence[Numbers],
+) -> Program:
+    """min over plans on given pairs (new, old) of cells of Σ_e c_e P_e + Σ atoms(ν), P_e = K_e·m with K Markov.
+
+    All numbers are constants, for the pairs change from one program to the next.
+    """
+    import cvxpy as cp
+    from scipy.sparse import csr_array
+
+    new, old = (index.numpy() for index in pairs)
+    edges, count, weight = np.arange(len(new)), len(new), masses.numpy()[old]
+    kernel, density = cp.Variable(count, nonneg=True), cp.Variable(grid.n)
+    leaving = csr_array((np.ones(count), (old, edges)), shape=(grid.n, count))
+    arriving = csr_array((weight, (new, edges)), shape=(grid.n, count))
+    balance = arriving @ kernel - grid.volume * density == 0
+    energy, held = _add(atoms, density, data)
+    problem = cp.Problem(
+        cp.Minimize((cost.numpy() * weight) @ kernel + energy), [leaving @ kernel == 1, balance, *held]
+    )
+    return Program(problem, density, kernel, (), balance)
+
+
 def entropic_program(mu: Density, components: Tensor, atoms: Sequence[Atom], reference: str) -> Program:
     """min over plans P (new cells × old cells) of Σ_a q_a⟨Z_a, P⟩ + ΣP log P + Σ atoms(ν), the old marginal given.
 
@@ -109,15 +163,29 @@ def entropic_program(mu: Density, components: Tensor, atoms: Sequence[Atom], ref
     return Program(problem, density, plan, (masses, q, *more))
 
 
-def quantile_program(n: int, atoms: Sequence[Atom]) -> Program:
-    """min over X_0 ≤ … ≤ X_{n−1} of Σ |κX_i − κx_i|² + Σ atoms(X). Parameters: κ, κx (n,), then the atoms'."""
+def quantile_program(near: np.ndarray, atoms: Sequence[Atom]) -> Program:
+    """min over X_0 ≤ … ≤ X_{n−1} of κ Σ |X_i − near_i|² + Σ atoms(X), `tilted` in X − near.
+
+    Parameters: κ, then the atoms'. κ Σ |X_i − x_i|² is, up to a constant, this with the tilt −2κ(x − near). Scaled as a
+    sum over quantiles, and not a mean, it is solved more reliably.
+    """
     import cvxpy as cp
 
-    x = cp.Variable(n)
-    kappa, old = cp.Parameter(nonneg=True), cp.Parameter(n)
+    shift, kappa = cp.Variable(len(near)), cp.Parameter(nonneg=True)
+    x = near + shift
     energy, held, more = _build(atoms, x)
-    problem = cp.Problem(cp.Minimize(cp.sum_squares(kappa * x - old) + energy), [cp.diff(x) >= 0, *held])
-    return Program(problem, x, None, (kappa, old, *more))
+    problem = cp.Problem(cp.Minimize(kappa * cp.sum_squares(shift) + energy), [cp.diff(x) >= 0, *held])
+    return Program(problem, x, None, (kappa, *more), tilted=shift, origin=near)
+
+
+def feasibility_program(mu: Density | Quantiles, atoms: Sequence[Atom], data: Sequence[Numbers]) -> Program:
+    """Any density on μ's grid, or any sorted positions, with the constraints of the atoms."""
+    import cvxpy as cp
+
+    x = cp.Variable(mu.grid.n if isinstance(mu, Density) else mu.n)
+    own = [x >= 0, mu.grid.volume * cp.sum(x) == 1] if isinstance(mu, Density) else [cp.diff(x) >= 0]
+    _, held = _add(atoms, x, data)
+    return Program(cp.Problem(cp.Minimize(0), own + held), x, None, ())
 
 
 def numbers(atoms: Sequence[Atom], items: int, item: int) -> list[Numbers]:
@@ -133,13 +201,18 @@ def structure(atoms: Sequence[Atom]) -> tuple[Any, ...]:
 
 def _build(atoms: Sequence[Atom], variable: Any) -> tuple[Any, list[Any], list[Any]]:
     """The sum of the energies, the constraints, and the parameters of all."""
+    parameters = [_parameter(value) for atom in atoms for value in atom.data]
+    return *_add(atoms, variable, parameters), parameters
+
+
+def _add(atoms: Sequence[Atom], variable: Any, data: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """The sum of the energies, and the constraints, with the data of all in their order."""
     import cvxpy as cp
 
-    parameters = [[_parameter(value) for value in atom.data] for atom in atoms]
-    built = [a.build(variable, *p) for a, p in zip(atoms, parameters, strict=True)]
+    rest = iter(data)
+    built = [atom.build(variable, *[next(rest) for _ in atom.data]) for atom in atoms]
     energy = reduce(add, (part for part in built if not isinstance(part, list)), cp.Constant(0))
-    constraints = [constraint for part in built if isinstance(part, list) for constraint in part]
-    return energy, constraints, [p for group in parameters for p in group]
+    return energy, [constraint for part in built if isinstance(part, list) for constraint in part]
 
 
 def _parameter(value: float | Tensor) -> Any:

@@ -187,3 +187,55 @@ def test_what_is_refused():
         Interaction(log_gas)(Particles(torch.zeros(3, 2)))
     with pytest.raises(TypeError, match="W is not differentiable"):
         Interaction(lambda z: z.detach().square().sum(-1)).gradient(cloud())
+
+
+CONVEX = {  # semidefinite among changes that keep the mass, by Bochner's and Schoenberg's theorems
+    "RBF": RBF(0.7),
+    "Laplace": Laplace(1.0),
+    "energy": Energy(),
+    "logarithm": log_gas,
+    "repulsion of power 1/2": lambda z: -(z.norm(dim=-1) ** 0.5),
+}
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("name", CONVEX)
+def test_the_convex_form_on_a_grid_is_the_energy(name, d):
+    """Its differences between densities are those of F; the form is convex, and for −W it is refused."""
+    import cvxpy as cp
+
+    from otprox.functionals import NotConvex
+
+    grid, F = Grid([-1.0] * d, [1.5] * d, [7] * d), Interaction(CONVEX[name])
+    g = torch.Generator().manual_seed(0)
+    mus = [Density(p / (p.sum() * grid.volume), grid) for p in torch.rand(2, *grid.shape, generator=g)]
+    atom = F.atom(mus[0], 0.7)
+    rho = cp.Variable(grid.n)
+    expression = atom.build(rho, *atom.data)
+    assert expression.is_convex()
+    found = []
+    for mu in mus:
+        rho.value = mu.values.flatten().numpy()
+        found.append(float(expression.value))
+    assert found[1] - found[0] == pytest.approx(0.7 * (F(mus[1]) - F(mus[0])).item(), rel=1e-9)
+    with pytest.raises(NotConvex, match="keep the mass"):
+        F.atom(mus[0], -1.0)
+    with pytest.raises(NotConvex, match="keep the mass"):
+        Interaction(half_square).atom(mus[0], 1.0)  # convex in positions, and concave in the density
+    Interaction(half_square).atom(mus[0], -1.0)
+
+
+def test_convolution_on_a_grid_is_the_sum_over_cells():
+    """By FFT, against sums over all pairs, with walls and periodic, for W and its slope, singular at 0 or not."""
+    for d, periodic in ((1, False), (1, True), (2, (True, False)), (3, False)):
+        grid = Grid([-1.0] * d, [1.5] * d, [5 + a for a in range(d)], periodic=periodic)
+        p = torch.rand(grid.shape, generator=torch.Generator().manual_seed(d))
+        mu = Density(p / (p.sum() * grid.volume), grid)
+        x = mu.points
+        z = grid.displacement(x[:, None], x[None])
+        for W in (half_square, RBF(0.7), lambda z: torch.cos(z).sum(-1) + z.norm(dim=-1) ** 3):
+            torch.testing.assert_close(mu.convolve(W), (W(z) * mu.masses).sum(-1))
+        value = log_gas(z)
+        diagonal = torch.isinf(value)
+        cell = torch.stack([log_gas(node) * w for node, w in grid.nodes(8, x)]).sum()
+        torch.testing.assert_close(mu.convolve(log_gas), (torch.where(diagonal, cell, value) * mu.masses).sum(-1))
