@@ -46,6 +46,10 @@ class Congestion(Constraint):
             return f"bound × volume of the grid is {most:.6g}, less than the mass 1"
         return None
 
+    def ceiling(self) -> float:
+        """The largest density allowed: the KL prox of a sum is cut off there."""
+        return self.bound
+
     def convexity(self, c: float = 1.0) -> float | None:
         return 0.0 if c >= 0 else None
 

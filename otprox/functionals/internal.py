@@ -133,6 +133,10 @@ class PorousMedium(Internal):
         power = torch.exp(k * log_rho)
         return power / k, power, k * power
 
+    def power_law(self) -> tuple[float, float]:
+        """(A, k) with δF/δμ = A·ρᵏ."""
+        return self.m / (self.m - 1), self.m - 1
+
     def convexity(self, c: float = 1.0) -> float | None:
         return 0.0 if c >= 0 and self.m >= 1 else None  # m < 1 is convex only for d ≤ 1/(1 − m)
 

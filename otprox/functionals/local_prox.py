@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,16 +21,20 @@ CELLS = 2**13  # cells that `LocalProx` takes at a time, so that its temporaries
 class LocalProx:
     """log a ↦ log b with log b + s·Σ c φ(log b, x) = log a at every cell: the prox of s·F in KL, prepared for many a.
 
-    What is affine in log b (potentials, entropies) is summed once: `slope`·log b + `constant`. The rest is met in value
-    and slope by a power of b, whose equation the Wright function solves (Corless and Jeffrey 2002): affine terms and a
-    single power law take one step, sums of power laws a few, with a bracket as safeguard.
+    What is affine in log b (potentials, entropies) is summed once: `slope`·log b + `constant`. One power law A·bᵏ more
+    is solved in closed form by the Wright function (Corless and Jeffrey 2002). What else there is, is met in value and
+    slope by a power of b, whose equation the same function solves: sums of power laws take a few steps, with a bracket
+    as safeguard. Where b may not exceed a `ceiling` it is the lesser of the two: the objective is convex at each cell.
     """
 
     slope: Tensor
     constant: Tensor
-    powers: tuple[tuple[float, Any], ...]
+    power: tuple[float, float] | None
+    others: tuple[tuple[float, Any], ...]
     points: Tensor
     name: str
+    log_ceiling: float = math.inf
+    cellwise: ClassVar[bool] = True
 
     @classmethod
     def of(cls, F: Any, mu: Measure, s: float) -> LocalProx:
@@ -39,13 +44,15 @@ class LocalProx:
             raise TypeError(reason)
         points = mu.points
         zero = mu.anchor.new_zeros((*mu.batch, points.shape[-2]))
-        slope, constant, powers = torch.ones_like(zero), zero, []
+        slope, constant, others, bounds = torch.ones_like(zero), zero, [], [math.inf]
         for c, f in F.terms:
-            if getattr(f, "affine", False):
+            if offers(f, "ceiling"):
+                bounds.append(_bound(c, f))
+            elif getattr(f, "affine", False):
                 value, rate = f.local(zero, points)
                 slope, constant = slope + s * c * rate, constant + s * c * value
             else:
-                powers.append((s * c, f))
+                others.append((s * c, f))
         name = " + ".join(f"{c:g}·{type(f).__name__}" for c, f in F.terms)
         if not torch.isfinite(constant).all():
             bad = int((~torch.isfinite(constant)).sum())
@@ -54,18 +61,48 @@ class LocalProx:
             raise ValueError(
                 f"s·F + KL is not convex for F = {name} and s = {s:.6g}: take a smaller tau or a larger reg"
             )
-        return cls(slope, constant, tuple(powers), points, name)
+        power = _power_law(others)
+        left = () if power is not None else tuple(others)
+        return cls(slope, constant, power, left, points, name, math.log(min(bounds)))
 
     def __call__(self, log_a: Tensor, near: Tensor | None = None) -> Tensor:
         """log b; `near` is a guess of it. Without one the search starts from b = 1, where every power is in range."""
         target = log_a - self.constant
-        if not self.powers:
-            return target / self.slope
-        near = torch.zeros_like(target) if near is None else near
-        parts = (t.split(CELLS, dim) for t, dim in ((near, -1), (target, -1), (self.slope, -1), (self.points, -2)))
-        return torch.cat([self._solve(*part) for part in zip(*parts, strict=True)], -1)
+        if self.power is None and not self.others:
+            log_b = target.div_(self.slope)
+        else:
+            near = torch.zeros_like(target) if near is None else near
+            parts = (t.split(CELLS, dim) for t, dim in ((near, -1), (target, -1), (self.slope, -1), (self.points, -2)))
+            solve = self._search if self.power is None else self._closed_form
+            log_b = torch.cat([solve(*part) for part in zip(*parts, strict=True)], -1)
+        return log_b if self.log_ceiling == math.inf else log_b.clamp_max_(self.log_ceiling)
 
-    def _solve(self, y: Tensor, target: Tensor, slope: Tensor, points: Tensor) -> Tensor:
+    def slope_at(self, log_b: Tensor) -> Tensor:
+        """dlog a/dlog b = 1 + s·dφ/dlog b at b, infinite where b is at its ceiling."""
+        rate = self.slope
+        if self.power is not None:
+            c, k = self.power
+            rate = rate + c * k * (k * log_b).exp()
+        if self.others:
+            rate = rate + self._nonlinear(log_b, self.points)[1]
+        return torch.where(log_b >= self.log_ceiling, torch.inf, rate)
+
+    def restricted(self, average: Callable[[Tensor], Tensor], s: float) -> LocalProx:
+        """The same for `s` times as strong an F on coarser cells, onto which `average` takes the values (*batch, n)."""
+        slope, constant = 1 + s * (average(self.slope) - 1), s * average(self.constant)
+        points = average(self.points.mT).mT
+        power = None if self.power is None else (s * self.power[0], self.power[1])
+        others = tuple((s * c, f) for c, f in self.others)
+        return replace(self, slope=slope, constant=constant, power=power, others=others, points=points)
+
+    def _closed_form(self, _: Tensor, target: Tensor, slope: Tensor, __: Tensor) -> Tensor:
+        """slope·y + c·eᵏʸ = target: with t = ky + log(ck/slope), eᵗ + t = k·target/slope + log(ck/slope)."""
+        assert self.power is not None
+        c, k = self.power
+        shift = (c * k / slope).log_()
+        return log_wright_omega((target * k).div_(slope).add_(shift)).sub_(shift).div_(k)
+
+    def _search(self, y: Tensor, target: Tensor, slope: Tensor, points: Tensor) -> Tensor:
         """slope·y + N(y) = target, from y."""
         eps = torch.finfo(target.dtype).eps
         low, high = torch.full_like(y, -torch.inf), torch.full_like(y, torch.inf)
@@ -85,14 +122,30 @@ class LocalProx:
         raise ValueError(f"the KL prox of {self.name} found no root: s·F + KL must be convex in the density")
 
     def _nonlinear(self, y: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [(c, f.local(y, points)) for c, f in self.powers]
+        parts = [(c, f.local(y, points)) for c, f in self.others]
         return reduce(add, (c * v for c, (v, _) in parts)), reduce(add, (c * r for c, (_, r) in parts))
 
 
 def not_local(F: Any) -> str | None:
-    """None when every atom of F has the capability `local`, else which do not."""
-    missing = sorted({type(f).__name__ for _, f in F.terms if not offers(f, "local")})
+    """None when every atom of F has the capability `local` or `ceiling`, else which do not."""
+    missing = sorted({type(f).__name__ for _, f in F.terms if not (offers(f, "local") or offers(f, "ceiling"))})
     return f"{' and '.join(missing)} has no KL prox (not a function of x and ρ(x) alone)" if missing else None
+
+
+def _bound(c: float, f: Any) -> float:
+    if c < 0:
+        raise ValueError(f"{type(f).__name__} is a constraint, so its coefficient must not be negative: {c:g}")
+    bound: float = f.ceiling() if c > 0 else math.inf
+    return bound
+
+
+def _power_law(terms: list[tuple[float, Any]]) -> tuple[float, float] | None:
+    """(c, k) when the terms are one convex power law c·ρᵏ."""
+    if len(terms) != 1 or not offers(terms[0][1], "power_law"):
+        return None
+    factor, k = terms[0][1].power_law()
+    c = terms[0][0] * factor
+    return (c, k) if c * k > 0 else None
 
 
 def _power_step(slope: Tensor, gap: Tensor, value: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,15 +173,23 @@ def _between(low: Tensor, high: Tensor) -> Tensor:
 
 
 def wright_omega(z: Tensor) -> Tensor:
-    """w > 0 with w + log w = z (Corless and Jeffrey 2002): Halley's iteration for t = log w, and one step on w."""
+    """w > 0 with w + log w = z (Corless and Jeffrey 2002): `log_wright_omega`, and one Newton step on w."""
     z = z.clamp_min(math.log(torch.finfo(z.dtype).tiny))
-    t = torch.where(z < 1, z - z.clamp_max(1).exp() / (1 + z.clamp_max(1).exp()), z.clamp_min(1).log())
-    for _ in range(3):
-        w = t.exp()
-        newton = (w + t - z) / (1 + w)
-        t = t - newton / (1 - newton * w / (2 + 2 * w))
+    t = log_wright_omega(z)
     w = t.exp()
     return w * (1 + (z - t - w) / (1 + w))
+
+
+def log_wright_omega(z: Tensor) -> Tensor:
+    """t with eᵗ + t = z, by three steps of Halley's iteration from within 0.5 of it."""
+    w = z.clamp_max(1).exp_()
+    t = torch.where(z < 1, z - w / (1 + w), z.clamp_min(1).log_())
+    for _ in range(3):
+        w = t.exp()
+        slope = 1 + w
+        newton = (w + t).sub_(z).div_(slope)
+        t = t.sub_(newton / (1 - (newton * w).div_(slope).mul_(0.5)))
+    return t
 
 
 def offers(f: Any, capability: str) -> bool:

@@ -9,8 +9,9 @@ from torch import Tensor
 class Anderson:
     """Extrapolates x ↦ G(x) from the last `depth` differences (Walker and Ni 2011, type II).
 
-    The next point is G(x) − Σ γ_i ΔG_i, with γ the least-squares solution of Σ γ_i ΔR_i ≈ R, R = G(x) − x, in the
-    inner product with the given weights. Vectors are (*batch, n). Where `forget` is true an item starts a new history.
+    The next point is G(x) − Σ γ_i ΔG_i, with γ the least-squares solution of Σ γ_i ΔR_i ≈ R, R = G(x) − x, in L2 with
+    the given weights; each ΔR_i keeps the weights of its own iteration, so that its products with the others are
+    computed once. Vectors are (*batch, n). Where `forget` is true an item starts a new history.
     """
 
     def __init__(self, depth: int) -> None:
@@ -22,25 +23,33 @@ class Anderson:
         """The next point, from a point, its image and the weights (*batch, n) of the inner product."""
         if self.depth == 0:
             return image
-        residual = image - x
-        self._remember(image, residual, forget)
-        weighted = self.residuals * weights[..., None, :]
-        gamma = _least_squares(weighted @ self.residuals.mT, (weighted @ residual[..., None])[..., 0])
-        return image - (gamma[..., None, :] @ self.images)[..., 0, :]
-
-    def _remember(self, image: Tensor, residual: Tensor, forget: Tensor) -> None:
+        residual = (image - x).mul_(weights.sqrt())
         if self.last is None:
             self.images = image.new_zeros((*image.shape[:-1], self.depth, image.shape[-1]))
             self.residuals = torch.zeros_like(self.images)
+            self.gram = image.new_zeros((*image.shape[:-1], self.depth, self.depth))
         else:
-            slot, lost = self.count % self.depth, (forget | self.last[2])[..., None]
-            self.images[..., slot, :] = torch.where(lost, 0.0, image - self.last[0])
-            self.residuals[..., slot, :] = torch.where(lost, 0.0, residual - self.last[1])
-            self.count += 1
-        if forget.any():
-            self.images[forget] = 0.0
-            self.residuals[forget] = 0.0
+            self._remember(image, residual, forget | self.last[2])
+        self._forget(forget)
         self.last = image, residual, forget
+        gamma = _least_squares(self.gram, (self.residuals @ residual[..., None])[..., 0])
+        return image - (gamma[..., None, :] @ self.images)[..., 0, :]
+
+    def _remember(self, image: Tensor, residual: Tensor, lost: Tensor) -> None:
+        """Differences with the iteration before take the place of the oldest; none where either was lost."""
+        assert self.last is not None
+        slot, lost = self.count % self.depth, lost[..., None]
+        self.images[..., slot, :] = torch.where(lost, 0.0, image - self.last[0])
+        self.residuals[..., slot, :] = torch.where(lost, 0.0, residual - self.last[1])
+        row = (self.residuals @ self.residuals[..., slot, :, None])[..., 0]
+        self.gram[..., slot, :] = row
+        self.gram[..., :, slot] = row
+        self.count += 1
+
+    def _forget(self, forget: Tensor) -> None:
+        if bool(forget.any()):
+            for history in (self.images, self.residuals, self.gram):
+                history[forget] = 0.0
 
 
 def _least_squares(gram: Tensor, right: Tensor) -> Tensor:

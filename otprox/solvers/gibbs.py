@@ -1,0 +1,48 @@
+"""The Gibbs kernel exp(−cost/reg) between two supports: the one primitive through which scaling sees a representation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..pairwise import log_gaussian_sum
+
+
+class Gibbs(Protocol):
+    """K(x, y) = exp(−cost(x, y)/reg) against the base measures m of two supports, on logarithms (*batch, n)."""
+
+    volumes: tuple[Tensor | float, Tensor | float]
+
+    def apply(self, f: Tensor) -> Tensor:
+        """log ∫ K(x, y) exp(f(y)) dm(y) at the points x of the first support."""
+        ...
+
+    def adjoint(self, f: Tensor) -> Tensor:
+        """log ∫ K(x, y) exp(f(x)) dm(x) at the points y of the second support."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class CloudKernel:
+    """exp(−|x − y|²/reg) between points x (*batch, n, d) and y (*batch, m, d), memory linear in n + m.
+
+    `volumes` are the base measures of the points: cell volumes (*batch, n), or 1 to count them.
+    """
+
+    x: Tensor
+    y: Tensor
+    reg: float
+    volumes: tuple[Tensor | float, Tensor | float] = (1.0, 1.0)
+
+    def apply(self, f: Tensor) -> Tensor:
+        return log_gaussian_sum(self.x, self.y, against(f, self.volumes[1]), (self.reg / 2) ** 0.5)
+
+    def adjoint(self, f: Tensor) -> Tensor:
+        return log_gaussian_sum(self.y, self.x, against(f, self.volumes[0]), (self.reg / 2) ** 0.5)
+
+
+def against(f: Tensor, volume: Tensor | float) -> Tensor:
+    """The logarithm of eᶠ·m."""
+    return f + volume.log() if isinstance(volume, Tensor) else f
