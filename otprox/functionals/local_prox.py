@@ -95,12 +95,12 @@ class LocalProx:
         others = tuple((s * c, f) for c, f in self.others)
         return replace(self, slope=slope, constant=constant, power=power, others=others, points=points)
 
-    def _closed_form(self, _: Tensor, target: Tensor, slope: Tensor, __: Tensor) -> Tensor:
+    def _closed_form(self, near: Tensor, target: Tensor, slope: Tensor, _: Tensor) -> Tensor:
         """slope·y + c·eᵏʸ = target: with t = ky + log(ck/slope), eᵗ + t = k·target/slope + log(ck/slope)."""
         assert self.power is not None
         c, k = self.power
         shift = (c * k / slope).log_()
-        return log_wright_omega((target * k).div_(slope).add_(shift)).sub_(shift).div_(k)
+        return log_wright_omega((target * k).div_(slope).add_(shift), k * near + shift).sub_(shift).div_(k)
 
     def _search(self, y: Tensor, target: Tensor, slope: Tensor, points: Tensor) -> Tensor:
         """slope·y + N(y) = target, from y."""
@@ -180,16 +180,26 @@ def wright_omega(z: Tensor) -> Tensor:
     return w * (1 + (z - t - w) / (1 + w))
 
 
-def log_wright_omega(z: Tensor) -> Tensor:
-    """t with eᵗ + t = z, by three steps of Halley's iteration from within 0.5 of it."""
-    w = z.clamp_max(1).exp_()
-    t = torch.where(z < 1, z - w / (1 + w), z.clamp_min(1).log_())
-    for _ in range(3):
+def log_wright_omega(z: Tensor, near: Tensor | None = None) -> Tensor:
+    """t with eᵗ + t = z, by Halley's iteration, from a guess with a Newton step below 0.3, or from within 0.5 of it."""
+    t, enough = _log_omega(z) if near is None else near, torch.finfo(z.dtype).eps ** 0.3
+    for _ in range(5):
         w = t.exp()
         slope = 1 + w
         newton = (w + t).sub_(z).div_(slope)
-        t = t.sub_(newton / (1 - (newton * w).div_(slope).mul_(0.5)))
+        size = newton.abs().amax().item() if newton.numel() else 0.0
+        if not size <= 0.3 and near is not None:
+            t, near = _log_omega(z), None
+            continue
+        t = t.sub(newton / (1 - (newton * w).div_(slope).mul_(0.5)))
+        if size <= enough:  # the error left is of third order
+            break
     return t
+
+
+def _log_omega(z: Tensor) -> Tensor:
+    w = z.clamp_max(1).exp_()
+    return torch.where(z < 1, z - w / (1 + w), z.clamp_min(1).log_())
 
 
 def offers(f: Any, capability: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,38 +20,47 @@ class Anderson:
         self.depth = depth
         self.count = 0
         self.last: tuple[Tensor, Tensor, Tensor] | None = None
+        self.history: tuple[Tensor, Tensor, Tensor] | None = None
 
     def extrapolate(self, x: Tensor, image: Tensor, weights: Tensor, forget: Tensor) -> Tensor:
         """The next point, from a point, its image and the weights (*batch, n) of the inner product."""
         if self.depth == 0:
             return image
         residual = (image - x).mul_(weights.sqrt())
-        if self.last is None:
-            self.images = image.new_zeros((*image.shape[:-1], self.depth, image.shape[-1]))
-            self.residuals = torch.zeros_like(self.images)
-            self.gram = image.new_zeros((*image.shape[:-1], self.depth, self.depth))
-        else:
+        images, residuals, gram = self._history(image)
+        if self.last is not None:
             self._remember(image, residual, forget | self.last[2])
-        self._forget(forget)
+        if bool(forget.any()):
+            for part in (images, residuals, gram):
+                part[forget] = 0.0
         self.last = image, residual, forget
-        gamma = _least_squares(self.gram, (self.residuals @ residual[..., None])[..., 0])
-        return image - (gamma[..., None, :] @ self.images)[..., 0, :]
+        gamma = _least_squares(gram, (residuals @ residual[..., None])[..., 0])
+        return image - (gamma[..., None, :] @ images)[..., 0, :]
+
+    def carried(self, linear: Callable[[Tensor], Tensor]) -> Anderson:
+        """The history of a similar iteration as a start for another, to whose vectors `linear` takes these."""
+        new = Anderson(self.depth)
+        if self.history is not None:
+            images, residuals = (linear(part) for part in self.history[:2])
+            new.history, new.count = (images, residuals, residuals @ residuals.mT), self.count
+        return new
+
+    def _history(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Differences of images and of weighted residuals, (*batch, depth, n), and the Gram matrix of the latter."""
+        if self.history is None:
+            images = like.new_zeros((*like.shape[:-1], self.depth, like.shape[-1]))
+            self.history = images, torch.zeros_like(images), like.new_zeros((*like.shape[:-1], self.depth, self.depth))
+        return self.history
 
     def _remember(self, image: Tensor, residual: Tensor, lost: Tensor) -> None:
         """Differences with the iteration before take the place of the oldest; none where either was lost."""
-        assert self.last is not None
+        assert self.last is not None and self.history is not None
+        images, residuals, gram = self.history
         slot, lost = self.count % self.depth, lost[..., None]
-        self.images[..., slot, :] = torch.where(lost, 0.0, image - self.last[0])
-        self.residuals[..., slot, :] = torch.where(lost, 0.0, residual - self.last[1])
-        row = (self.residuals @ self.residuals[..., slot, :, None])[..., 0]
-        self.gram[..., slot, :] = row
-        self.gram[..., :, slot] = row
+        images[..., slot, :] = torch.where(lost, 0.0, image - self.last[0])
+        residuals[..., slot, :] = torch.where(lost, 0.0, residual - self.last[1])
+        gram[..., slot, :] = gram[..., :, slot] = (residuals @ residuals[..., slot, :, None])[..., 0]
         self.count += 1
-
-    def _forget(self, forget: Tensor) -> None:
-        if bool(forget.any()):
-            for history in (self.images, self.residuals, self.gram):
-                history[forget] = 0.0
 
 
 def _least_squares(gram: Tensor, right: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rougher versions of a scaling problem, on coarser cells and at larger reg, whose solutions start the next finer one."""
+"""Rougher versions of a scaling problem, on coarser cells and at larger reg, that start the next finer one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .anderson import Anderson
 from .sinkhorn import Plan, Problem
 from .support import Support
 
 NARROW = 0.02  # the largest reg to start from, as part of the largest cost
-FINE = 12.0  # cells are merged while reg is at least so many squares of the coarser ones
-ROUGH = 0.03  # marginal error of a rougher level
+FINE = 6.0  # cells are merged while reg is at least so many squares of the coarser ones
+ROUGH, COARSE = 0.03, 1e-4  # marginal errors at which to leave a level for less reg, and for finer cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,18 +40,32 @@ class Level:
         prox = problem.prox.restricted(self.support.average, self.reg / reg)
         return Level(Problem(coarse.kernel(reg), log_mu, prox, problem.reference), coarse, reg)
 
+    def enough(self, rougher: Level, tol: float) -> float:
+        """The marginal error to which the rougher level is solved."""
+        return max(tol, COARSE if rougher.reg == self.reg else ROUGH)
+
     def refined(self, plan: Plan, rougher: Level) -> Tensor:
         """Potentials to start from, by the plan of the rougher level.
 
         Where b = ν, log a = s·φ + log ν − log r, with φ and ν almost the same at both levels and s = 2·tau/reg.
         """
-        up: Callable[[Tensor], Tensor] = self.support.interpolate if rougher.support is not self.support else torch.clone
+        up = self._up(rougher)
         force = plan.log_a + rougher.problem.log_r(plan.log_nu, plan.log_d) - plan.log_nu
         log_nu, log_d = up(plan.log_nu), None if plan.log_d is None else up(plan.log_d)
         log_r = self.problem.log_r(log_nu, log_d)
         log_a = rougher.reg / self.reg * up(force) + log_nu - log_r
         log_v = self.problem.prox(log_a + log_r, None) - log_a
         return log_v if log_d is None else torch.cat([log_v, log_d], -1)
+
+    def mixer(self, rougher: Level, mixer: Anderson) -> Anderson:
+        """That of the rougher level where only the cells are finer: the slow modes are smooth, and almost the same."""
+        if rougher.reg != self.reg:
+            return Anderson(mixer.depth)
+        blocks = 2 if self.problem.reference == "debiased" else 1
+        return mixer.carried(lambda x: self._up(rougher)(x.unflatten(-1, (blocks, -1))).flatten(-2))
+
+    def _up(self, rougher: Level) -> Callable[[Tensor], Tensor]:
+        return (lambda f: f) if rougher.support is self.support else self.support.interpolate
 
 
 def _fine(support: Support | None, reg: float) -> bool:

@@ -1,4 +1,4 @@
-"""The Gibbs kernel exp(−cost/reg) between two supports: the one primitive through which scaling sees a representation."""
+"""The Gibbs kernel exp(−cost/reg) between two supports: the primitive through which scaling sees a representation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ..pairwise import log_gaussian_sum
 class Gibbs(Protocol):
     """K(x, y) = exp(−cost(x, y)/reg) against the base measures m of two supports, on logarithms (*batch, n)."""
 
-    volumes: tuple[Tensor | float, Tensor | float]
+    @property
+    def volumes(self) -> tuple[Tensor | float, Tensor | float]:
+        """m of the first and of the second support, (*batch, n), or one number for all points."""
+        ...
 
     def apply(self, f: Tensor) -> Tensor:
         """log ∫ K(x, y) exp(f(y)) dm(y) at the points x of the first support."""

@@ -14,10 +14,12 @@ from ..functionals.local_prox import LocalProx, not_local
 from ..measures import Density, Measure
 from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein
-from .annealing import ROUGH, Level
+from .anderson import Anderson
+from .annealing import Level
 from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
 from .sinkhorn import Plan, Problem, Prox, half_self, iterate, pairing
 from .support import Cells
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -78,33 +80,40 @@ class Scaling:
         assert isinstance(metric, Entropic)
         level = pose(F, metric, mu, tau)
         problem = level.problem
-        start, rough = self._start(level, last)
-        plan, converged, iterations = iterate(problem, start, self.tol, self.max_iter, self.memory)
-        nu, (cost, warm) = measure(mu, plan, problem), transport(problem, plan, last)
+        found = self._solve(level, _warm(problem, last), self.tol)
+        nu, (cost, warm) = measure(mu, found.plan, problem), transport(problem, found.plan, last)
         distance2 = metric.reg * cost
         stats = Stats(
-            converged=converged,
-            iterations=iterations + rough,
-            residual=plan.residual,
+            converged=found.converged,
+            iterations=found.iterations,
+            residual=found.plan.residual,
             objective=F(nu) + distance2 / (2 * tau),
             distance2=distance2,
-            message=f"marginal error, fastest growth {plan.growth.max().item():.2g}",
+            message=f"marginal error, fastest growth {found.plan.growth.max().item():.2g}",
             warm=warm,
-            potentials=(metric.reg * plan.log_u, metric.reg * plan.log_v),
+            potentials=(metric.reg * found.plan.log_u, metric.reg * found.plan.log_v),
         )
         advice = "raise max_iter or tol, take a larger reg or a smaller tau, or the reference 'lebesgue'"
         return Out(nu, report(stats, self, advice, self.on_failure))
 
-    def _start(self, level: Level, last: Any) -> tuple[Tensor, Tensor | int]:
-        """Potentials to start from, and the iterations they took: those of the step before if any, else from a rougher
-        level, and so on."""
-        warm = _warm(level.problem, last)
+    def _solve(self, level: Level, warm: Tensor | None, tol: float) -> Solution:
+        """From the potentials of the step before if any, else from the solution of a rougher level, and so on."""
+        problem, mixer = level.problem, Anderson(self.memory)
+        rough: Tensor | int = 0
         rougher = level.rougher() if warm is None else None
-        if rougher is None:
-            return level.problem.start(warm), 0
-        x, before = self._start(rougher, None)
-        plan, _, iterations = iterate(rougher.problem, x, max(self.tol, ROUGH), self.max_iter, self.memory)
-        return level.problem.start(level.refined(plan, rougher)), before + iterations
+        if rougher is not None:
+            found = self._solve(rougher, None, level.enough(rougher, tol))
+            warm, mixer, rough = level.refined(found.plan, rougher), level.mixer(rougher, found.mixer), found.iterations
+        plan, converged, iterations = iterate(problem, problem.start(warm), mixer, tol, self.max_iter)
+        return Solution(plan, mixer, converged, iterations + rough)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    plan: Plan
+    mixer: Anderson
+    converged: Tensor
+    iterations: Tensor
 
 
 def pose(F: Functional, metric: Entropic, mu: Measure, tau: float) -> Level:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from ..measures import Grid
 
 TINY = 650.0  # what is e^−650 of the largest is left out of plain products, which are trusted where nothing is so small
+
+MANY, SMALL = 4, 1 << 21  # more blocks than that are slower than log-sum-exp over the pairs, where these are few
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,19 +43,33 @@ class SeparableKernel:
     large reg (one an axis), and end as single cells, which is log-sum-exp, when reg is below the square of a cell.
     """
 
-    shape: tuple[int, ...]
-    plain: tuple[Tensor, ...]
-    axes: tuple[tuple[Block, ...], ...]
-    volumes: tuple[float, float]
+    grid: Grid
+    logs: tuple[Tensor, ...]
+    like: Tensor
+
+    @property
+    def volumes(self) -> tuple[float, float]:
+        return self.grid.volume, self.grid.volume
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.grid.shape
+
+    @cached_property
+    def plain(self) -> tuple[Tensor, ...]:
+        tiny = _tiny(self.like.dtype)
+        return tuple(torch.where(log > -tiny, log.exp(), 0.0).to(self.like) for log in self.logs)
+
+    @cached_property
+    def axes(self) -> tuple[tuple[Block, ...], ...]:
+        return tuple(tuple(_blocks(log, self.like)) for log in self.logs)
 
     @classmethod
     def on(cls, grid: Grid, mobility: Sequence[float], reg: float, like: Tensor) -> SeparableKernel:
         """The kernel on the cells of a grid, in the dtype and device of `like`."""
         lines = zip(grid.shape, grid.period, grid.periodic, mobility, strict=True)
         logs = [log_gibbs(n, length, wraps, q * reg) for n, length, wraps, q in lines]
-        plain = tuple(torch.where(log > -_tiny(like.dtype), log.exp(), 0.0).to(like) for log in logs)
-        blocks = tuple(tuple(_blocks(log, like)) for log in logs)
-        return cls(grid.shape, plain, blocks, (grid.volume, grid.volume))
+        return cls(grid, tuple(logs), like)
 
     def apply(self, f: Tensor) -> Tensor:
         """log(K eᶠ); f = −inf is allowed where some f is finite."""
@@ -60,9 +77,9 @@ class SeparableKernel:
         tiny = _tiny(f.dtype)
         z = f - top
         z = torch.where(z > -tiny, z, -torch.inf).exp_().unflatten(-1, self.shape)
-        for matrix, axis in zip(self.plain, range(-len(self.shape), 0), strict=True):
+        for matrix, axis in zip(self.plain, range(-self.grid.dim, 0), strict=True):
             z = _product(z, matrix, axis)
-        z = z.flatten(-len(self.shape))
+        z = z.flatten(-self.grid.dim)
         least = math.exp(-tiny) * z.shape[-1] / torch.finfo(f.dtype).eps
         if bool((z > least).all()):
             return z.log_().add_(top)
@@ -73,11 +90,14 @@ class SeparableKernel:
     def log_apply(self, f: Tensor) -> Tensor:
         """log(K eᶠ) with an offset for each line and block."""
         f = f.unflatten(-1, self.shape)
-        for axis, blocks in zip(range(-len(self.axes), 0), self.axes, strict=True):
+        for axis, (log, blocks) in enumerate(zip(self.logs, self.axes, strict=True), start=-self.grid.dim):
             lines = f.movedim(axis, -1)
+            if len(blocks) > MANY and lines.numel() * len(log) <= SMALL:
+                f = torch.logsumexp(lines[..., None, :] + log.to(lines), -1).movedim(-1, axis)
+                continue
             parts = [_log_product(lines, block) for block in blocks]
             f = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).movedim(-1, axis)
-        return f.flatten(-len(self.shape))
+        return f.flatten(-self.grid.dim)
 
 
 def log_gibbs(n: int, length: float, periodic: bool, scale: float) -> Tensor:

@@ -22,7 +22,8 @@ SPREAD = 200.0  # where the iteration only multiplies, cells start from at least
 class Prox(Protocol):
     """argmin_b s·F(b) + KL(b | a) in logarithms; `cellwise` when it acts on each point alone."""
 
-    cellwise: bool
+    @property
+    def cellwise(self) -> bool: ...
 
     def __call__(self, log_a: Tensor, near: Tensor | None = None) -> Tensor:
         """log b; `near` is a guess of it."""
@@ -137,12 +138,12 @@ class Plan:
         return self.nu if self.log_d is None else torch.cat([self.nu, self.nu], -1)
 
 
-def iterate(problem: Problem, x: Tensor, tol: float, max_iter: int, memory: int) -> tuple[Plan, Tensor, Tensor]:
+def iterate(problem: Problem, x: Tensor, mixer: Anderson, tol: float, max_iter: int) -> tuple[Plan, Tensor, Tensor]:
     """The fixed-point iteration from potentials x: the last plan, which items converged, and their iterations.
 
-    Mixed over `memory` passes, with a safeguard; finished items stay where they are.
+    Mixed, with a safeguard; finished items stay where they are.
     """
-    mixer, safe, best = Anderson(memory), x, x.new_full(x.shape[:-1], torch.inf)
+    safe, best = x, x.new_full(x.shape[:-1], torch.inf)
     iterations = torch.zeros_like(best, dtype=torch.int64)
     done = mixed = torch.zeros_like(best, dtype=torch.bool)
     plan = None
