@@ -27,8 +27,9 @@ class Functional(ABC):
     ==================  =====================================================================  ==============
     `bures_gradient`    (E ∇φ, E ∇²φ) under a Gaussian, φ = δF/δμ; by quadrature unless given  Gaussian steps
     `local`             (φ, dφ/dlog ρ) where φ depends on x and ρ(x) only; `affine` when φ is  Scaling
-                        affine in log ρ
-    `kl_prox`           argmin_b s·F(b) + KL(b | a) on a Density; from `local` unless given    Scaling
+                        affine in log ρ, `power_law` when it is A·ρᵏ
+    `ceiling`           the largest density that F allows, 0 below it                          Scaling
+    `kl_prox`           argmin_b s·F(b) + KL(b | a) on a support; from these unless given      Scaling
     `atom`              c·F as an `Atom`, a convex expression in CVXPY, or NotConvex           Convex
     `convexity`         its λ: F is λ-convex along W2 geodesics; None when not known           step-size checks
     `weak`              ∇φ integrated by parts, so that no score of μ is needed                Stein on particles
@@ -94,9 +95,9 @@ class Functional(ABC):
         return " + ".join(f"{'' if c == 1 else f'{c:g}·'}{type(f).__name__}" for c, f in self.terms)
 
     def kl_prox(self, mu: Measure, log_a: Tensor, s: float) -> Tensor:
-        """log b of b = argmin s·F(b) + KL(b | a) on the cells of a Density; log densities, both (*batch, n).
+        """log b of b = argmin s·F(b) + KL(b | a) on the cells or points of mu; log densities, both (*batch, n).
 
-        Only the grid of mu matters. Pointwise, and defined where every atom is `local`.
+        Only the support of mu matters. Pointwise, and defined where every atom is `local` or a `ceiling`.
         """
         return LocalProx.of(self, mu, s)(log_a)
 

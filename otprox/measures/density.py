@@ -116,6 +116,15 @@ class Density(Measure):
         centred = self.grid.points(self.values) - self.mean[..., None, :]
         return (self.masses[..., None] * centred).mT @ centred
 
+    def with_log_prob(self, log_rho: Tensor) -> Density:
+        """The density on the same grid proportional to exp(log_rho), (*batch, n) on the cells."""
+        logs = log_rho - log_rho.amax(-1, keepdim=True)
+        rho = logs.exp()
+        total = rho.sum(-1, keepdim=True) * self.grid.volume
+        if not torch.isfinite(total).all():
+            raise FloatingPointError("a density came out NaN or infinite")
+        return self._with(rho / total)
+
     def _shared(self, x: Tensor) -> Tensor:
         return x.expand(*self.batch, *x.shape)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,23 @@ class Particles(Measure):
         object.__setattr__(self, "x", self.domain.wrap(x))
         object.__setattr__(self, "w", w)
         object.__setattr__(self, "log_density", log_density)
+
+    @classmethod
+    def from_log_prob(cls, log_prob: Field, x: Any, volumes: Any, domain: Domain | None = None) -> Particles:
+        """The density proportional to exp(log_prob) on fixed points x (*batch, n, d), each with the volume of its cell.
+
+        volumes: (*batch, n), or one number, as |box|/n for points that fill a box evenly; Σ f(x_i)·volume_i is ∫ f dx.
+        """
+        x = as_float(x, "x")
+        volumes = as_float(volumes, "volumes", like=x).expand(x.shape[:-1])
+        if not (volumes > 0).all():
+            raise ValueError(f"volumes must be positive; the smallest is {volumes.min().item():.6g}")
+        logs = log_prob(x)
+        if not (logs < torch.inf).all():
+            raise ValueError("log_prob is NaN or +infinity at some points")
+        return cls(x, torch.softmax(logs + volumes.log(), -1), torch.zeros_like(volumes), domain)._reweighted(
+            logs, volumes
+        )
 
     @property
     def batch(self) -> torch.Size:
@@ -154,6 +172,32 @@ class Particles(Measure):
         if x is not None and x is not self.x:
             raise TypeError(_CARRIED)
         return self.log_density
+
+    @property
+    def masses(self) -> Tensor:
+        """Mass of each point: w."""
+        return self.w
+
+    @property
+    def volumes(self) -> Tensor:
+        """The volume that each point stands for, w/ρ with the log-density log ρ: Σ f(x_i)·volume_i ≈ ∫ f dx."""
+        if not (self.w > 0).all():
+            bad = int((self.w <= 0).sum())
+            raise ValueError(f"{bad} particles have weight 0, so no volume w/ρ: use Particles.from_log_prob")
+        return self.w / self.log_prob().exp()
+
+    def with_log_prob(self, log_rho: Tensor) -> Particles:
+        """The density proportional to exp(log_rho), (*batch, n), on the same points with the same volumes."""
+        return self._reweighted(log_rho, self.volumes)
+
+    def _reweighted(self, log_rho: Tensor, volumes: Tensor) -> Particles:
+        """Nowhere less than 1e-150 (float32: 1e-19) of its maximum, so that no volume is lost."""
+        floor = math.log(torch.finfo(log_rho.dtype).tiny) / 2
+        logs = (log_rho - log_rho.amax(-1, keepdim=True)).clamp_min(floor)
+        logs = logs - torch.logsumexp(logs + volumes.log(), -1, keepdim=True)
+        if not torch.isfinite(logs).all():
+            raise FloatingPointError("a density came out NaN or infinite")
+        return self.with_state(w=logs.exp() * volumes, log_density=logs)
 
     def score(self, x: Tensor | None = None) -> Tensor:
         raise TypeError(self._no_density("score") if self.log_density is None else _CARRIED)

@@ -1,4 +1,4 @@
-"""Proximal steps in entropic transport by scaling (Sinkhorn's iteration with a KL prox), on a Density."""
+"""Proximal steps in entropic transport by scaling: Sinkhorn's iteration with a KL prox, on cells or on points."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..domains import Box, Euclidean
 from ..functionals import Functional
 from ..functionals.local_prox import LocalProx, not_local
-from ..measures import Density, Measure
+from ..measures import Density, Measure, Particles
 from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein
 from .anderson import Anderson
 from .annealing import Level
 from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
 from .sinkhorn import Plan, Problem, Prox, half_self, iterate, pairing
-from .support import Cells
+from .support import Cells, Points
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """argmin_ν F(ν) + OT(μ, ν)/(2·tau) in the metric Entropic(reg, reference, base), on a Density on a Grid.
+    """argmin_ν F(ν) + OT(μ, ν)/(2·tau) in the metric Entropic(reg, reference, base), over densities on a fixed support.
+
+    The support is that of μ: the cells of its Grid, or its points when it is Particles with a log-density log ρ. Points
+    keep their places and their volumes w/ρ, and change their weights. Q is diagonal on a grid, any matrix for points.
 
     With K = exp(−⟨x − y, Q⁻¹(x − y)⟩/reg), s = 2·tau/reg, and the plan π = u K v (densities for Lebesgue measure), the
     loop of Peyré (2015) is
@@ -38,16 +42,18 @@ class Scaling:
     (u, b/(Kᵀu)) and, when F has entropy, the error of ν mode by mode. "debiased" asks the same of d·K d, and where the
     iteration multiplies ("product", "debiased") no cell may still be growing. In float32 `tol` is never less than the
     rounding of the potentials. The loop is accelerated by Anderson mixing of log v over `memory` iterations, in L2(ν);
-    a mixed point that raises the residual much is dropped for the plain one. Without a previous step, "lebesgue" starts
-    from rough solutions at larger reg.
+    a mixed point that raises the residual much is dropped for the plain one. Without a previous step it starts from
+    solutions on coarser cells, which hand on the history of the mixing, and from rough ones at larger reg.
 
     With entropy in F, or reference "lebesgue", it takes tens of iterations; "product" and "debiased" deconvolve where F
-    has none, and converge slowly there. Cells of width h: reg should be at least h². Below, results are still right, by
-    log-sum-exp, but a step much shorter than a cell freezes, as it does in every transport between fixed cells.
+    has none, and converge slowly there. Cells of width h: reg should be at least h²; below h²/4 it is refused, since a
+    step could not leave its cell.
 
-    Stats: `residual` is that L1 distance; `potentials` (f, g) on the cells give π = exp((f ⊕ g − cost)/reg), with
-    marginals μ and ν; `distance2` is OT as the reference defines it: ⟨cost, π⟩ + reg·∫π log π, ⟨cost, π⟩ +
-    reg·KL(π | μ⊗ν), or the Sinkhorn divergence. It runs under no_grad: results are constants to autograd.
+    Stats: `residual` is that L1 distance; `iterations` count those at all levels; `potentials` (f, g) give π =
+    exp((f ⊕ g − cost)/reg), with marginals μ and ν; `distance2` is OT as the reference defines it: ⟨cost, π⟩ +
+    reg·∫π log π, ⟨cost, π⟩ + reg·KL(π | μ⊗ν), or the Sinkhorn divergence. `objective` is differentiable, by the
+    envelope theorem: in the masses of μ along directions that keep its mass, and in the parameters of F. All else, ν
+    included, is a constant to autograd.
     """
 
     tol: float = 1e-8
@@ -64,33 +70,31 @@ class Scaling:
     def supports(self, F: Functional, metric: Metric, mu: Measure) -> str | None:
         if not isinstance(metric, Entropic):
             return f"it computes steps in the metric Entropic, not {type(metric).__name__}"
-        if not isinstance(mu, Density):
-            return f"it works on a Density on a Grid, not on {type(mu).__name__}"
+        if not isinstance(mu, Density | Particles):
+            return f"it works on a Density on a Grid or on Particles with a log-density, not on {type(mu).__name__}"
         if not isinstance(metric.base, Wasserstein):
             return f"the base {type(metric.base).__name__} acts over an interval: use metric.over(t0, t1)"
-        Q = None if metric.base.Q is None else dense(metric.base.Q)
-        if Q is not None and (Q.ndim > 2 or bool((Q - torch.diag(Q.diagonal())).any())):
-            return "its kernels are separable, so Q must be one diagonal matrix"
-        return not_local(F) if type(F).kl_prox is Functional.kl_prox else None
+        reason = no_cells(metric.base) if isinstance(mu, Density) else no_points(mu)
+        return reason or (not_local(F) if type(F).kl_prox is Functional.kl_prox else None)
 
-    @torch.no_grad()
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
-        check_tau(tau, F, slowest(metric))
-        assert isinstance(metric, Entropic)
-        level = pose(F, metric, mu, tau)
-        problem = level.problem
-        found = self._solve(level, _warm(problem, last), self.tol)
-        nu, (cost, warm) = measure(mu, found.plan, problem), transport(problem, found.plan, last)
-        distance2 = metric.reg * cost
+        assert isinstance(metric, Entropic) and isinstance(mu, Density | Particles)
+        check_tau(tau, F, slowest(metric.base))
+        with torch.no_grad():
+            level = pose(F, metric, mu, tau)
+            found = self._solve(level, _warm(level.problem, last), self.tol)
+            nu = mu.with_log_prob(found.plan.log_nu)
+            value = Transport.of(level.problem, found.plan, last)
+        distance2 = metric.reg * value.cost
         stats = Stats(
             converged=found.converged,
             iterations=found.iterations,
             residual=found.plan.residual,
-            objective=F(nu) + distance2 / (2 * tau),
+            objective=F(nu) + (distance2 + metric.reg * value.envelope(mu.masses)) / (2 * tau),
             distance2=distance2,
             message=f"marginal error, fastest growth {found.plan.growth.max().item():.2g}",
-            warm=warm,
+            warm=value.warm,
             potentials=(metric.reg * found.plan.log_u, metric.reg * found.plan.log_v),
         )
         advice = "raise max_iter or tol, take a larger reg or a smaller tau, or the reference 'lebesgue'"
@@ -110,17 +114,45 @@ class Scaling:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
+    """Where the loop stopped, and what it knows of its slow modes."""
+
     plan: Plan
     mixer: Anderson
     converged: Tensor
     iterations: Tensor
 
 
-def pose(F: Functional, metric: Entropic, mu: Measure, tau: float) -> Level:
+def no_cells(base: Wasserstein) -> str | None:
+    """Why a base has no separable kernel on a grid, or None."""
+    Q = None if base.Q is None else dense(base.Q)
+    if Q is not None and (Q.ndim > 2 or bool((Q - torch.diag(Q.diagonal())).any())):
+        return "its kernels on a grid are separable, so Q must be one diagonal matrix"
+    return None
+
+
+def no_points(mu: Particles) -> str | None:
+    """Why points cannot carry a density, or None."""
+    if mu.log_density is None:
+        return (
+            "on points it changes their weights, against volumes w/ρ that come from a log-density: give one, "
+            "Particles.from_log_prob(log_prob, x, volumes), or let the points move with FreeSupport"
+        )
+    if not isinstance(mu.domain, Euclidean | Box):
+        return f"its cost between points is |x − y|², not that of a {type(mu.domain).__name__}; use a periodic Grid"
+    return None
+
+
+def pose(F: Functional, metric: Entropic, mu: Density | Particles, tau: float) -> Level:
     """The step as a scaling problem on the support of μ."""
     base, s = metric.base, 2 * tau / metric.reg
-    assert isinstance(base, Wasserstein) and isinstance(mu, Density)
-    support = Cells(mu.grid, base.mobility(mu).diagonal().tolist(), mu.anchor)
+    assert isinstance(base, Wasserstein)
+    support = Cells.of(mu, base) if isinstance(mu, Density) else Points.of(mu, base)
+    least = support.resolution / 4
+    if metric.reg < least:
+        raise ValueError(
+            f"reg = {metric.reg:.3g} is below {least:.3g}, the smallest usable one here, a quarter of the cost of a "
+            "step to the next cell: take a larger reg, or finer cells"
+        )
     prox: Prox = LocalProx.of(F, mu, s) if not_local(F) is None else Own(F, mu, s)
     problem = Problem(support.kernel(metric.reg), mu.log_prob(), prox, metric.reference)
     return Level(problem, support, metric.reg)
@@ -149,23 +181,28 @@ def _warm(problem: Problem, last: Any) -> Tensor | None:
     return torch.cat(found, -1) if len(found) == len(parts) else None
 
 
-def transport(problem: Problem, plan: Plan, last: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """OT(μ, ν)/reg as the reference defines it, (*batch,), and what the next step starts from."""
-    volume = problem.kernel.volumes[0]
-    cost, warm = problem.cost(plan), {"log_v": plan.log_v}
-    if problem.reference == "product":
-        cost = cost - pairing(problem.log_mu, problem.log_mu, volume) - pairing(plan.log_nu, plan.log_nu, volume)
-    if plan.log_d is not None:
-        own, _ = half_self(problem.kernel, problem.log_mu, warm_start(last, "log_d", plan.log_d))
+@dataclass(frozen=True, eq=False)
+class Transport:
+    """OT(μ, ν)/reg as the reference defines it, (*batch,), its first variation in μ, and what the next step starts
+    from."""
+
+    cost: Tensor
+    slope: Tensor
+    warm: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, problem: Problem, plan: Plan, last: Any) -> Transport:
+        volume, log_mu = problem.kernel.volumes[0], problem.log_mu
+        cost, warm = problem.cost(plan), {"log_v": plan.log_v}
+        if problem.reference == "lebesgue":
+            return cls(cost, plan.log_u, warm)
+        if plan.log_d is None:
+            cost = cost - pairing(log_mu, log_mu, volume) - pairing(plan.log_nu, plan.log_nu, volume)
+            return cls(cost, plan.log_u - log_mu, warm)
+        own, log_d = half_self(problem.kernel, log_mu, warm_start(last, "log_d", plan.log_d))
         cost = cost - own - half_self(problem.kernel, plan.log_nu, plan.log_d)[0]
-        warm["log_d"] = plan.log_d
-    return cost, warm
+        return cls(cost, plan.log_u - log_d, warm | {"log_d": plan.log_d})
 
-
-def measure(mu: Measure, plan: Plan, problem: Problem) -> Measure:
-    """ν, its mass (1 up to rounding) divided out."""
-    assert isinstance(mu, Density)
-    nu = plan.nu / problem.integral(plan.nu)[..., None]
-    if not bool(torch.isfinite(nu).all()):
-        raise FloatingPointError("the step has NaN or infinite values; check F")
-    return mu.with_state(values=nu.unflatten(-1, mu.grid.shape))
+    def envelope(self, masses: Tensor) -> Tensor:
+        """0, with the derivative of the optimal value in the masses of μ, by the envelope theorem."""
+        return (self.slope * (masses - masses.detach())).sum(-1)

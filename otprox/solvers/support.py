@@ -11,7 +11,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..measures import Grid
+from ..measures import Density, Grid, Particles
+from ..measures.covariance import logdet, solve_rows
+from ..metrics import Wasserstein
 from .gibbs import CloudKernel, Gibbs
 from .separable import SeparableKernel
 
@@ -48,10 +50,20 @@ class Support(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Points(Support):
-    """Points x (*batch, n, d), in coordinates where the cost is |x − y|², with volumes (*batch, n)."""
+    """Points x (*batch, n, d) in coordinates where the cost is |x − y|², and their volumes (*batch, n) before
+    coordinates were stretched by det Q^−½."""
 
     x: Tensor
     volumes: Tensor
+    stretch: float
+
+    @classmethod
+    def of(cls, mu: Particles, base: Wasserstein) -> Points:
+        """The points of μ with the volumes of their cells."""
+        factor = base.factor(mu)
+        if factor is None:
+            return cls(mu.x, mu.volumes, 1.0)
+        return cls(solve_rows(factor, mu.x), mu.volumes, math.exp(0.5 * logdet(factor).max().item()))
 
     @property
     def extent(self) -> float:
@@ -59,7 +71,7 @@ class Points(Support):
 
     @property
     def resolution(self) -> float:
-        return self.volumes.median().item() ** (2 / self.x.shape[-1])
+        return (self.volumes.median().item() / self.stretch) ** (2 / self.x.shape[-1])
 
     def kernel(self, reg: float) -> Gibbs:
         return CloudKernel(self.x, self.x, reg, (self.volumes, self.volumes))
@@ -72,6 +84,11 @@ class Cells(Support):
     grid: Grid
     mobility: Sequence[float]
     like: Tensor
+
+    @classmethod
+    def of(cls, mu: Density, base: Wasserstein) -> Cells:
+        """The cells of μ."""
+        return cls(mu.grid, base.mobility(mu).diagonal().tolist(), mu.anchor)
 
     @property
     def extent(self) -> float:

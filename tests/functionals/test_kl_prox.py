@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from otprox import KL, Density, Entropy, Functional, Gaussian, Grid, Interaction, PorousMedium, Potential
+from otprox import KL, Congestion, Density, Entropy, Functional, Gaussian, Grid, Interaction, PorousMedium, Potential
 from otprox.functionals.local_prox import LocalProx, wright_omega
 
 GRID = Grid(-2.0, 2.0, 400)
@@ -139,3 +139,16 @@ def test_wright_omega_on_a_fine_line():
     z = torch.linspace(-20, 20, 100_001)
     w = wright_omega(z)
     assert ((w + w.log() - z).abs() <= 1e-14 * (1 + z.abs()) + 4e-15 * (1 + w)).all()
+
+
+@pytest.mark.parametrize("F", [Potential(well), KL(well) + PorousMedium(2.0)], ids=["potential", "sum"])
+def test_congestion_cuts_the_prox_off_at_its_bound(F: Functional):
+    """The lesser of the bound and of the prox without it; it minimises among b ≤ bound, cell by cell."""
+    free, bound = F.kl_prox(MU, LOG_A, 0.7), 3.0
+    cut = (F + Congestion(bound)).kl_prox(MU, LOG_A, 0.7)
+    torch.testing.assert_close(cut, free.clamp_max(math.log(bound)))
+    assert (cut < math.log(bound)).any() and (cut == math.log(bound)).any()
+    tighter = (F + 2 * Congestion(bound) + Congestion(2.0)).kl_prox(MU, LOG_A, 0.7)
+    torch.testing.assert_close(tighter, free.clamp_max(math.log(2.0)))
+    with pytest.raises(ValueError, match="must not be negative"):
+        (F - Congestion(bound)).kl_prox(MU, LOG_A, 0.7)

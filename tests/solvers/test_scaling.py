@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import otprox as ox
-from otprox import KL, Density, Entropic, Entropy, Gaussian, Grid, Interaction, PorousMedium, Potential, Wasserstein
+from otprox import (
+    KL,
+    Density,
+    Entropic,
+    Entropy,
+    Gaussian,
+    Grid,
+    Interaction,
+    Particles,
+    PorousMedium,
+    Potential,
+    Wasserstein,
+)
 from otprox.solvers import ConvergenceError, ConvergenceWarning, Scaling, choose
 from otprox.solvers.anderson import Anderson
 from otprox.solvers.separable import SeparableKernel, log_gibbs
@@ -468,13 +480,90 @@ def test_bad_options_and_steps():
         Scaling()(Entropy(), Entropic(0.1), normal(0, 1), 0.0)
 
 
-def test_no_graph_is_recorded():
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_envelope_gradients_of_the_value(reference: str):
+    """d/dε of min F(ν) + OT(μ, ν)/2τ, in μ along directions that keep its mass, and in the parameters of V."""
+    grid = Grid(0.0, 1.0, 40)
+    mu, metric, tau = normal(0.4, 0.03, grid), Entropic(0.02, reference), 0.05
+    x = grid.points(torch.zeros(1))[:, 0]
+    bump = torch.sin(7 * x) * mu.values
+    bump = bump - bump.mean() * mu.values
+
+    def value(rho: Tensor, shift: Tensor) -> Tensor:
+        F = KL(lambda y: 10 * (y[..., 0] - shift).square()) + 0.1 * PorousMedium(2.0)
+        return Scaling(tol=1e-12)(F, metric, mu.with_state(values=rho), tau).stats.objective
+
+    rho, shift = mu.values.clone().requires_grad_(), torch.tensor(0.55, requires_grad=True)
+    in_mu, in_V = torch.autograd.grad(value(rho, shift), (rho, shift))
+    h = 1e-4
+    with torch.no_grad():
+        along = (value(rho + h * bump, shift) - value(rho - h * bump, shift)) / (2 * h)
+        across = (value(rho, shift + h) - value(rho, shift - h)) / (2 * h)
+    assert (in_mu * bump).sum().item() == pytest.approx(along.item(), rel=1e-5, abs=1e-8)
+    assert in_V.item() == pytest.approx(across.item(), rel=1e-5)
+
+
+def test_the_minimiser_is_a_constant_to_autograd():
     mu = normal(0.0, 1.0)
     mu = mu.with_state(values=mu.values.clone().requires_grad_())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         nu, stats = Scaling()(Entropy(), Entropic(0.1), mu, 0.1)
-    assert not nu.values.requires_grad and not stats.objective.requires_grad
+    assert not nu.values.requires_grad and stats.objective.requires_grad
+
+
+# ---------------------------------------------------------------------------------------------------- weights on points
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize(
+    "F",
+    [KL(lambda x: 20 * (x - 0.6).square().sum(-1)), PorousMedium(0.7) + Potential(lambda x: 9 * x.square().sum(-1))],
+    ids=["KL", "fast diffusion"],
+)
+def test_points_at_the_centres_of_cells_are_the_grid(F, reference: str):
+    grid = Grid((0.0, 0.0), (1.0, 1.0), (12, 12))
+    centres = grid.points(torch.zeros(1))
+    points = Particles.from_log_prob(lambda x: -20 * (x - 0.35).square().sum(-1), centres, grid.volume)
+    cells = Density(points.log_density.exp().reshape(12, 12), grid)
+    metric, solver = Entropic(2e-2, reference, Wasserstein(torch.diag(torch.tensor([0.8, 1.5])))), Scaling(tol=1e-9)
+    on_cells, a = solver(F, metric, cells, 0.03)
+    on_points, b = solver(F, metric, points, 0.03)
+    torch.testing.assert_close(on_points.log_density.exp(), on_cells.values.flatten(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(on_points.volumes, points.volumes)
+    assert on_points.w.sum().item() == pytest.approx(1.0, abs=1e-14) and (on_points.x == points.x).all()
+    assert b.objective.item() == pytest.approx(a.objective.item(), abs=1e-9)
+    assert b.distance2.item() == pytest.approx(a.distance2.item(), abs=1e-9)
+
+
+def test_points_in_three_dimensions_with_any_metric():
+    """A step of a Gaussian on quasi-random points: mean and covariance of the closed form, up to sampling."""
+    from otprox.exact import entropic
+
+    x = 6 * torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(4096, dtype=torch.float64) - 3
+    Q = torch.tensor([[1.0, 0.3, 0.0], [0.3, 0.8, 0.0], [0.0, 0.0, 1.2]])
+    start, target = Gaussian([0.3, 0.0, -0.2], 0.3 * torch.eye(3)), Gaussian([0.0, 0.2, 0.0], 0.4 * torch.eye(3))
+    mu = Particles.from_log_prob(start.log_prob, x, 6.0**3 / 4096)
+    nu, stats = Scaling(tol=1e-6)(KL(target), Entropic(0.4, base=Wasserstein(Q)), mu, 0.2)
+    expected = entropic.prox_kl_entropic(start, target, 0.2, 0.4, Q=Q)
+    torch.testing.assert_close(nu.mean, expected.mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(nu.cov, expected.cov, rtol=0, atol=0.01)
+
+
+def test_points_without_volumes_or_on_a_torus_are_declined():
+    x = torch.rand(5, 2)
+    F, metric = Entropy(), Entropic(0.1)
+    assert "from_log_prob" in Scaling().supports(F, metric, Particles(x))
+    on_torus = Particles(x, log_density=torch.zeros(5), domain=ox.Torus(1.0))
+    assert "periodic Grid" in Scaling().supports(F, metric, on_torus)
+    with pytest.raises(ValueError, match="2 particles have weight 0"):
+        gone = Particles(x, torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0]) / 3, log_density=torch.zeros(5))
+        Scaling()(F, metric, gone, 0.1)
+
+
+def test_a_reg_below_the_square_of_half_a_cell_is_refused():
+    with pytest.raises(ValueError, match="the smallest usable"):
+        Scaling()(Entropy(), Entropic(1e-5), normal(0.4, 0.03, Grid(0.0, 1.0, 50)), 0.1)
 
 
 # ------------------------------------------------------------------------------------------------ Anderson acceleration
