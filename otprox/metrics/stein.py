@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from ..domains import Domain
+from ..domains import Euclidean
 from ..functionals import Functional
-from ..kernels import Bilinear, Energy, Kernel, Laplace, Riesz, Stationary
+from ..kernels import Bilinear, Energy, Kernel, Riesz
 from ..measures import Density, Gaussian, Measure, Particles, Quantiles, Spectral, Velocity
 from ..measures.faces import covectors, smooth_faces, smoothing_rate, work
-from ..pairwise import Slope, convolve
+from ..pairwise.sums import Sums, route
 from .base import Metric
 
 
@@ -42,7 +41,7 @@ class Stein(Metric):
             )
 
     def onsager(self, mu: Measure, u: Tensor) -> Tensor:
-        return self._operator(mu, mu.points, u, None)
+        return self._sums(mu, mu.points).values(mu.weights[..., None] * u)
 
     def descent(self, F: Functional, mu: Measure) -> Velocity:
         if isinstance(mu, Gaussian) and isinstance(self.kernel, Bilinear):
@@ -67,44 +66,39 @@ class Stein(Metric):
         if isinstance(mu, Gaussian) and isinstance(self.kernel, Bilinear):
             shift, slope = _moments(F, mu)
             return shift.square().sum(-1) + slope.square().sum((-2, -1))
-        u, a = self._source(F, mu)
-        rate = (u * self._operator(mu, mu.points, u, a)).sum(-1)
-        if a is not None:
-            self._check_twice_differentiable()
-            rate = rate - a * _divergence(lambda x: self._operator(mu, x, u, a), mu.points)
-        return (mu.weights * rate).sum(-1)
+        c, b = self._source(F, mu)
+        sums = self._sums(mu, mu.points)
+        if b is None:
+            return (c * sums.values(c)).sum((-2, -1))
+        return (c * sums.stein(c, 2 * b)).sum((-2, -1)) + (b * sums.traces(b)).sum((-2, -1))
 
-    def _operator(self, mu: Measure, x: Tensor, u: Tensor, a: Tensor | None) -> Tensor:
-        """∫ k(x, y)u(y) − a(y)∇_y k(x, y) dμ(y) at points x."""
-        w = mu.weights
-        domain = mu.domain if isinstance(mu, Particles) else None
-        return _smooth(self.kernel, x, mu.points, w[..., None] * u, None if a is None else -w * a, domain)
+    def _sums(self, mu: Measure, x: Tensor) -> Sums:
+        domain = mu.domain if isinstance(mu, Particles) else Euclidean()
+        return route(self.kernel, x, mu.points, domain, "auto")
+
+    def _operator(self, mu: Measure, x: Tensor, c: Tensor, b: Tensor | None) -> Tensor:
+        """Σ_j k(x, y_j)c_j + b_j∇_y k(x, y_j) over the nodes of μ."""
+        return self._sums(mu, x).values(c) if b is None else self._sums(mu, x).stein(c, b)
 
     def _source(self, F: Functional, mu: Measure) -> tuple[Tensor, Tensor | None]:
-        """∇φ at the nodes of μ, in the weak form (u, a) where μ has no score."""
+        """c = w·∇φ at the nodes of μ, (*batch, n, d); without a score the weak form (c, b) = (w·s, −w·a)."""
+        w = mu.weights[..., None]
         if isinstance(mu, Particles | Quantiles):
             _check_apart(mu)
-            u, a = F.weak(mu)
-            return _finite_score(u), a
+            s, a = F.weak(mu)
+            return w * _finite_score(s), -w * a[..., None]
         if isinstance(mu, Gaussian) and (mu.quadrature is None or isinstance(mu.cov, Spectral)):
             raise TypeError(
                 f"Stein({self.kernel}) does not keep Gaussians: its field is not affine, and needs a rule. "
                 "What would work: the Bilinear kernel, a dense Gaussian(mean, cov, quadrature=GaussHermite(32)), which "
                 "takes the nearest affine field, or Particles"
             )
-        return _finite_score(F.gradient(mu)), None
+        return w * _finite_score(F.gradient(mu)), None
 
     def _on_faces(self, F: Functional, mu: Density) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """ρ∇φ and the velocity −K_μ∇φ on the faces normal to each axis."""
         J = covectors(mu, F.first_variation(mu))
         return J, tuple(-smooth_faces(self.kernel, mu.grid, part, axis) for axis, part in enumerate(J))
-
-    def _check_twice_differentiable(self) -> None:
-        if isinstance(self.kernel, Laplace):
-            raise ValueError(
-                f"on particles the Stein discrepancy needs ∇_x·∇_y k at x = y, which {self.kernel} does not have. What "
-                "would work: RBF or InverseMultiquadric, or a Density, where the score is known"
-            )
 
 
 def _moments(F: Functional, mu: Gaussian) -> tuple[Tensor, Tensor]:
@@ -113,28 +107,6 @@ def _moments(F: Functional, mu: Gaussian) -> tuple[Tensor, Tensor]:
         raise TypeError("the Bilinear kernel does not keep translation invariance: use Gaussian(mean, cov.dense())")
     shift, hessian = F.bures_gradient(mu)
     return shift, shift[..., :, None] * mu.mean[..., None, :] + hessian @ mu.cov
-
-
-def _smooth(kernel: Kernel, x: Tensor, y: Tensor, u: Tensor, a: Tensor | None, domain: Domain | None) -> Tensor:
-    """Σ_j k(x_i, y_j)u_j + a_j∇_y k(x_i, y_j)."""
-    if isinstance(kernel, Bilinear):
-        found = x @ (y.mT @ u) + u.sum(-2, keepdim=True)
-        return found if a is None else found + x * a.sum(-1)[..., None, None]
-    assert isinstance(kernel, Stationary)
-    found = convolve(kernel, x[..., None, :, :], y[..., None, :, :], u.mT, domain).mT
-    return found if a is None else found - convolve(Slope(kernel), x, y, a, domain)
-
-
-def _divergence(v: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """div v at points, by d backward passes."""
-    with torch.enable_grad():
-        y = x.detach().requires_grad_()
-        out = v(y)
-        parts = [
-            torch.autograd.grad(out[..., i].sum(), y, retain_graph=i + 1 < x.shape[-1])[0][..., i]
-            for i in range(x.shape[-1])
-        ]
-    return torch.stack(parts).sum(0)
 
 
 def _check_apart(mu: Measure) -> None:

@@ -90,7 +90,7 @@ def test_wide_and_narrow_kernels():
     wide = velocity(ox.KL(V), RBF(1e5), mu)
     torch.testing.assert_close(wide, -slope.mean(0).expand_as(slope), atol=1e-8, rtol=0)
     narrow = velocity(ox.KL(V), RBF(1e-3), mu)
-    torch.testing.assert_close(narrow, -slope / 8, atol=1e-12, rtol=0)
+    torch.testing.assert_close(narrow, -slope / 8, atol=1e-9, rtol=0)
 
 
 def test_rbf_velocity_of_a_gaussian():
@@ -231,7 +231,7 @@ def test_refusals():
         ox.Forward(F, ox.Stein(RBF(1.0)))(NORMAL, 0.0, 0.1)
     with pytest.raises(ValueError, match="all 5 particles are at one place"):
         ox.Forward(F, ox.Stein(RBF(1.0)))(ox.Particles(torch.ones(5, 1)), 0.0, 0.1)
-    with pytest.raises(ValueError, match="mixed|∇_x"):
+    with pytest.raises(ValueError, match="no second derivative"):
         ox.Stein(Laplace(1.0)).dissipation(F, cloud(5, 1))
     sharp = ox.KL(lambda x: x.sum(-1).abs().sqrt())  # ∇V is infinite at 0
     with pytest.raises(ValueError, match="NaN or infinite at 1 of 3 nodes"):
