@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import Bilinear, Kernel, Stationary
+from ..kernels import Bilinear, Combination, Kernel, Stationary, Weighted
 from .density import Density
 from .fourier import convolve_cells, laplacian_symbol, symbol
 from .grid import Grid
@@ -34,21 +34,30 @@ def work(mu: Density, J: tuple[Tensor, ...], v: tuple[Tensor, ...]) -> Tensor:
 def smooth_faces(kernel: Kernel, grid: Grid, J: Tensor, axis: int) -> Tensor:
     """∫ k(·, y) J(y) dy on the faces normal to an axis, as a sum over them; J is (*batch, *faces)."""
     x = grid.faces(axis, J)
+    if isinstance(kernel, Combination):
+        return torch.stack([c * smooth_faces(k, grid, J, axis) for c, k in kernel.terms]).sum(0)
+    if isinstance(kernel, Weighted):
+        a = kernel.weight(x).reshape(J.shape[-grid.dim :])
+        return a * smooth_faces(kernel.k, grid, a * J, axis)
     if isinstance(kernel, Stationary):
         found = convolve_cells(kernel, J * grid.volume, _lattice(grid, axis))
     elif isinstance(kernel, Bilinear):
         masses = J.flatten(-grid.dim) * grid.volume
         found = (masses @ x) @ x.mT + masses.sum(-1, keepdim=True)
     else:
-        raise TypeError(f"on a Density a kernel is a function of x − y, Weighted or Bilinear, not {kernel}")
+        raise TypeError(f"on a Density a kernel is one of x − y, Bilinear, Weighted or a sum of such, not {kernel}")
     return found.reshape(J.shape)
 
 
 def smoothing_rate(kernel: Kernel, mu: Density) -> Tensor:
     """The coefficient D of the diffusion that moves the fastest wave of the grid as much as K_μ∇log ρ does, on cells
     (*batch, n): ρ·sup k̂(ξ)|ξ|² / Σ_a 4/h_a², with |ξ|² the symbol of the discrete Laplacian."""
+    if isinstance(kernel, Combination):
+        return torch.stack([c * smoothing_rate(k, mu) for c, k in kernel.terms]).sum(0)
+    if isinstance(kernel, Weighted):
+        return kernel.weight(mu.grid.points(mu.values)).square() * smoothing_rate(kernel.k, mu)
     if not isinstance(kernel, Stationary):
-        return mu.anchor.new_zeros(())  # Bilinear moves no short wave
+        return mu.masses * 0  # Bilinear moves no short wave
     fastest = (symbol(kernel, mu.grid, mu.values) * laplacian_symbol(mu.grid, mu.values)).amax()
     return mu.values.flatten(-mu.dim) * fastest / sum(4 / h**2 for h in mu.grid.spacing)
 

@@ -13,7 +13,8 @@ from ..functionals import Functional
 from ..kernels import Bilinear, Energy, Kernel, Riesz
 from ..measures import Density, Gaussian, Measure, Particles, Quantiles, Spectral, Velocity
 from ..measures.faces import covectors, smooth_faces, smoothing_rate, work
-from ..pairwise.sums import Sums, route
+from ..pairwise.routes import route
+from ..pairwise.sums import Sums
 from .base import Metric
 
 
@@ -73,8 +74,10 @@ class Stein(Metric):
         return (c * sums.stein(c, 2 * b)).sum((-2, -1)) + (b * sums.traces(b)).sum((-2, -1))
 
     def _sums(self, mu: Measure, x: Tensor) -> Sums:
+        nodal = isinstance(mu, Particles | Quantiles)
+        kernel = self.kernel.fit(mu.points) if nodal else self.kernel  # a width by rule is one for particles
         domain = mu.domain if isinstance(mu, Particles) else Euclidean()
-        return route(self.kernel, x, mu.points, domain, "auto")
+        return route(kernel, x, mu.points, domain, "auto")
 
     def _operator(self, mu: Measure, x: Tensor, c: Tensor, b: Tensor | None) -> Tensor:
         """Σ_j k(x, y_j)c_j + b_j∇_y k(x, y_j) over the nodes of μ."""

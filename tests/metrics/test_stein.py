@@ -14,6 +14,9 @@ START = ox.Gaussian([1.0, -0.5], [[2.0, 0.6], [0.6, 1.0]])
 NORMAL = ox.Gaussian([0.0], [[1.0]])
 
 
+HALF_SQUARE = ox.Quadratic([0.0])  # V = V₀ of the weighted kernel
+
+
 def cloud(n=6, d=2, seed=0, **options):
     return ox.Particles(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), **options)
 
@@ -34,7 +37,17 @@ def direct(V, kernel, x, w):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("kernel", [RBF(0.8), ox.kernels.InverseMultiquadric(1.2), Laplace(0.7), Bilinear()])
+KERNELS = {
+    "RBF": RBF(0.8),
+    "InverseMultiquadric": ox.kernels.InverseMultiquadric(1.2),
+    "Laplace": Laplace(0.7),
+    "Bilinear": Bilinear(),
+    "sum": Bilinear() + 0.5 * RBF(0.6),
+    "Weighted": ox.kernels.Weighted(lambda x: x.square().sum(-1), lambda x: x[..., 0] ** 2, RBF(0.8)),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 def test_the_velocity_is_that_of_svgd(kernel):
     V = lambda x: (x**4).sum(-1) / 4 + x[..., 0] * x[..., 1]  # noqa: E731
     w = torch.tensor([0.1, 0.3, 0.2, 0.15, 0.05, 0.2])
@@ -80,7 +93,7 @@ def test_equilibria_of_a_few_particles(n, h):
     assert velocity(ox.KL(NORMAL), RBF(h), ox.Particles(x)).abs().max() < 1e-11
     start = ox.Quantiles.of(NORMAL, n).x * 1.05
     step = ox.Forward(ox.KL(NORMAL), ox.Stein(RBF(h)))
-    end = ox.record(ox.flow(step, ox.Particles(start), [0.6 * k for k in range(500)])).final
+    end = ox.record(ox.flow(step, ox.Particles(start), [0.6 * k for k in range(400)])).final
     torch.testing.assert_close(end.x, x, atol=1e-8, rtol=0)
 
 
@@ -219,6 +232,56 @@ def test_float32():
     found = velocity(ox.KL(V), RBF(0.8), mu)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), velocity(ox.KL(V), RBF(0.8), cloud(20)), atol=1e-6, rtol=0)
+
+
+def late_rates(kernel, n, reach):
+    """Minus the smallest eigenvalues of the linearised equation around N(0, 1), by differences in every cell."""
+    grid, eps = ox.Grid(-reach, reach, n), 1e-6
+    rest = ox.Density.from_log_prob(lambda x: -HALF_SQUARE(x), grid)
+    rest = rest.with_state(values=torch.softmax(-HALF_SQUARE(rest.points), -1) / grid.volume)
+    shifted = rest.with_state(values=rest.values * (1 + eps * torch.eye(n)))
+    F, step = ox.KL(HALF_SQUARE), ox.Forward(ox.KL(HALF_SQUARE), ox.Stein(kernel))
+    tau = 0.1 * shifted.stable_step(ox.Stein(kernel).descent(F, shifted)).min().item()
+    rate = (step(shifted, 0.0, tau).mu.values - shifted.values) / (tau * eps * rest.values)
+    return torch.linalg.eigvals(-rate).real.sort().values
+
+
+def test_spectrum_of_the_weighted_kernel():
+    """The mean-field equation decays at the rates μ_n/Z."""
+    for width in (1.0, 0.7):
+        kernel = ox.kernels.Weighted(HALF_SQUARE, HALF_SQUARE, 0.5 / width * Laplace(width))
+        rates = late_rates(kernel, 100, 5.0)
+        assert abs(rates[0]) < 1e-6  # mass
+        want = svgd.weighted_spectrum(3, 0.5, width) / math.sqrt(2 * math.pi)
+        torch.testing.assert_close(rates[1:4], want, rtol=4e-3, atol=0)
+
+
+def test_reference_values_of_the_weighted_kernel():
+    """V = V₀ = x²/2, k = ½e^{−|x|}, from N(0, 1)(1 + ½sin x), against independent values with 4 digits."""
+    kernel = ox.kernels.Weighted(HALF_SQUARE, HALF_SQUARE, 0.5 * Laplace(1.0))
+    mu = ox.Density.from_log_prob(
+        lambda x: -HALF_SQUARE(x) + (1 + 0.5 * x.sin()[..., 0]).log(), ox.Grid(-5.0, 5.0, 140)
+    )
+    step = ox.Richardson(ox.Forward(ox.KL(NORMAL), ox.Stein(kernel)))
+    run = ox.record(ox.flow(step, mu, [0.05 * k for k in range(81)]), every=20, kl=ox.observe.kl(NORMAL))
+    want = torch.tensor([3.1295e-2, 1.75406e-2, 5.40610e-3])
+    torch.testing.assert_close(run.series["kl"][[0, 1, 3]], want, rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize(("m", "sigma"), [(0.5, 0.6), (-1.0, 1.5)])
+def test_dissipation_in_the_weighted_kernel(m, sigma):
+    k = RBF(sigma) * (1 / math.sqrt(2 * math.pi) / sigma)
+    metric = ox.Stein(ox.kernels.Weighted(HALF_SQUARE, HALF_SQUARE, k))
+    mu = ox.Gaussian([m], [[1.0]]).to_density(ox.Grid(-9.0, 9.0, 500))
+    assert metric.dissipation(ox.KL(NORMAL), mu).item() == pytest.approx(svgd.weighted_dissipation(m, sigma), rel=2e-3)
+
+
+def test_widths_by_rule():
+    rule, mu = ox.kernels.Median(), cloud(20)
+    width = rule.width(mu.x).item()
+    torch.testing.assert_close(velocity(ox.KL(TARGET), RBF(rule), mu), velocity(ox.KL(TARGET), RBF(width), mu))
+    with pytest.raises(TypeError, match="no width until it is fitted"):
+        ox.Forward(ox.KL(NORMAL), ox.Stein(RBF(rule)))(NORMAL.to_density(ox.Grid(-7.0, 7.0, 50)), 0.0, 0.1)
 
 
 def test_refusals():
