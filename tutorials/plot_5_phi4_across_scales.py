@@ -21,7 +21,6 @@ with a long Hamiltonian Monte Carlo run.
 # :math:`V_0`, in which :math:`\mu = r - 1` may be negative. ``LongRun`` samples :math:`\nu_0`.
 
 import math
-import warnings
 
 import matplotlib.pyplot as plt
 import torch
@@ -83,10 +82,8 @@ plt.show()
 theory = studies.LatticePhi4(lattice, mass2=-1.5)
 method = polchinski.Fluctuations(rng, chains=8, samples=4, burn=24, leaps=3, even=True)
 ascent = polchinski.Ascent(polchinski.RenormalisedPotential(theory.V0, C, method), rng)
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # few samples a step: noise that averages out over the steps
-    path = ox.flow(ascent, ox.Particles(torch.zeros(2, lattice.sites)), theory.times(40))
-    ticks = [(abs(tick.t1), tick.after.x) for tick in path]
+path = ox.flow(ascent, ox.Particles(torch.zeros(2, lattice.sites)), theory.times(40))
+ticks = [(abs(tick.t1), tick.after.x) for tick in path]
 
 fig, axes = plt.subplots(2, 5, figsize=(10.4, 4.6), layout="constrained")
 for column, wanted in zip(axes.T, (4.0, 2.0, 1.0, 0.25, 0.0), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +16,10 @@ from ..functionals.base import scalar_potential
 from ..solvers.base import ConvergenceWarning
 from .estimates import Estimate, Fields
 from .models import gradient_of
-from .modes import Matrix, Modes, apply, root
+from .modes import Matrix, Modes, root
 
 TARGET = 0.8  # acceptance to which the step of the chains is tuned
+WATCHED = 32  # samples of a chain over which chains that resume are judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Whitened:
 
     def field(self, eta: Tensor) -> Tensor:
         """φ + ζ."""
-        return self.phi + apply(self.half, eta)
+        return self.phi + eta @ self.half
 
     def interaction(self, eta: Tensor) -> Tensor:
         """V₀(φ + ζ), (chains, *batch, n)."""
@@ -49,26 +50,65 @@ class Whitened:
     def force(self, eta: Tensor) -> Tensor:
         """βC^½∇V₀(φ + ζ)."""
         beta = self.beta[..., None] if isinstance(self.beta, Tensor) else self.beta
-        return beta * apply(self.half, gradient_of(self.V0, self.field(eta)))
+        return beta * (gradient_of(self.V0, self.field(eta)) @ self.half)
 
     @cached_property
     def centre(self) -> Tensor:
         """C^{−½}φ: minus the η at which the field φ + ζ vanishes."""
-        return apply(Modes.of(self.half).inverse, self.phi)
+        return self.phi @ Modes.of(self.half).inverse
 
     def start(self, chains: int, generator: torch.Generator) -> Tensor:
         return _normal((chains, *self.phi.shape), self.phi, generator)
 
 
 @dataclass(frozen=True, eq=False)
+class Window:
+    """Sums over the last samples of each chain: of η and η², (chains, *batch, n, N), and acceptances, (*batch, n)."""
+
+    samples: int
+    first: Tensor
+    second: Tensor
+    accepted: Tensor
+
+    def __add__(self, other: Window) -> Window:
+        pairs = ((self.first, other.first), (self.second, other.second), (self.accepted, other.accepted))
+        return Window(self.samples + other.samples, *(a + b for a, b in pairs))
+
+    @property
+    def acceptance(self) -> Tensor:
+        return self.accepted / self.samples
+
+    @property
+    def spread(self) -> Tensor:
+        """R̂ of η, pooled over all sites: their largest would be noise."""
+        mean = self.first / self.samples
+        within = (self.second / self.samples - mean.square()).mean(0) * self.samples / (self.samples - 1)
+        ratio = mean.var(0).sum(-1) / within.sum(-1).clamp_min(torch.finfo(mean.dtype).tiny)
+        return (1 - 1 / self.samples + ratio).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
 class Chains:
     """Where the chains of each field stand: η (chains, *batch, n, N) in whitened units, and their steps (*batch, n).
 
-    Whitened, they stay near the fluctuation measure when C and φ change a little: a start for the next ones.
+    Whitened, they stay near the fluctuation measure when C and φ change a little: a start for the next ones. `window`
+    holds what they did since they were last judged.
     """
 
     eta: Tensor
     step: Tensor
+    window: Window
+
+    def judged(self, at_least: int = WATCHED) -> Chains:
+        """Warn where the chains disagree or stand still over a window of `at_least` samples, and begin another.
+
+        Itself while the window is shorter.
+        """
+        if self.window.samples < at_least:
+            return self
+        _warn_of_chains(self.window.spread, self.window.acceptance)
+        empty = Window(0, *(torch.zeros_like(t) for t in (self.window.first, self.window.second, self.window.accepted)))
+        return replace(self, window=empty)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +148,17 @@ class Fluctuations:
         """∇V_C(φ) from where the chains of a nearby φ and C stand, with an eighth of the burn; and where they stop.
 
         For paths of fields in small steps. Without `last`, or where its shape does not fit, from N(0, C) as `gradient`.
+        A step may have few samples, so it does not warn: the chains carry their `window` along, to be `judged`.
         """
-        target = Whitened(V0, root(C), phi)
-        means, acceptance, spread, chains = self._run(target, lambda psi: gradient_of(V0, psi), last)
-        return self._over_chains(means, acceptance, spread), chains
+        means, chains = self._run(Whitened(V0, root(C), phi), lambda psi: gradient_of(V0, psi), last)
+        estimate = self._over_chains(means, chains.window)
+        if last is not None and last.eta.shape == chains.eta.shape:
+            chains = replace(chains, window=last.window + chains.window)
+        return estimate, chains
 
     def expect(self, V0: Any, C: Matrix, phi: Tensor, f: Fields) -> Estimate:
-        return self._over_chains(*self._run(Whitened(V0, root(C), phi), f)[:3])
+        means, chains = self._run(Whitened(V0, root(C), phi), f)
+        return _warned(self._over_chains(means, chains.window))
 
     def value(self, V0: Any, C: Matrix, phi: Tensor) -> Estimate:
         node, weight = gauss_unit(self.temperatures, phi)
@@ -122,28 +166,25 @@ class Fluctuations:
         levels = phi.expand(self.temperatures, *phi.shape)
         column = (-1, *[1] * (phi.ndim - 1))
         target = Whitened(V0, root(C), levels, beta.reshape(column))
-        means, acceptance, spread, _ = self._run(target, scalar_potential(V0, "V0"))
-        return self._over_chains((weight.reshape(column) * means).sum(1), acceptance.amin(0), spread.amax(0))
+        means, chains = self._run(target, scalar_potential(V0, "V0"))
+        estimate = self._over_chains((weight.reshape(column) * means).sum(1), chains.window)
+        worst = replace(estimate, acceptance=chains.window.acceptance.amin(0), spread=chains.window.spread.amax(0))
+        return _warned(worst)
 
     @torch.no_grad()
-    def _run(self, target: Whitened, f: Fields, last: Chains | None = None) -> tuple[Tensor, Tensor, Tensor, Chains]:
-        """Means of f over each chain, and for each φ the acceptance and R̂; and where the chains end."""
+    def _run(self, target: Whitened, f: Fields, last: Chains | None = None) -> tuple[Tensor, Chains]:
+        """Means of f over each chain; and where the chains end, with what they did."""
         eta, step = self._burn_in(target, last)
         total = first = second = accepted = target.phi.new_zeros(())
         for _ in range(self.samples):
             eta, rate = self._trajectory(target, eta, step)
             total, accepted = total + f(target.field(eta)), accepted + rate.mean(0)
             first, second = first + eta, second + eta.square()
-        mean = first / self.samples
-        within = (second / self.samples - mean.square()).mean(0) * self.samples / (self.samples - 1)
-        tiny = torch.finfo(mean.dtype).tiny
-        ratio = mean.var(0).sum(-1) / within.sum(-1).clamp_min(tiny)  # over all sites: their largest would be noise
-        spread = (1 - 1 / self.samples + ratio).sqrt()
-        return total / self.samples, accepted / self.samples, spread, Chains(eta, step)
+        return total / self.samples, Chains(eta, step, Window(self.samples, first, second, accepted))
 
-    def _over_chains(self, means: Tensor, acceptance: Tensor, spread: Tensor) -> Estimate:
+    def _over_chains(self, means: Tensor, window: Window) -> Estimate:
         error = means.std(0) / math.sqrt(self.chains)
-        return _warned(Estimate(means.mean(0), error, acceptance=acceptance, spread=spread))
+        return Estimate(means.mean(0), error, acceptance=window.acceptance, spread=window.spread)
 
     def _burn_in(self, target: Whitened, last: Chains | None) -> tuple[Tensor, Tensor]:
         """Chains from N(0, C), or from `last`, and a step for each φ tuned to the acceptance that leapfrog likes."""
@@ -250,11 +291,16 @@ def _warned(estimate: Estimate) -> Estimate:
     """The estimate itself, after a ConvergenceWarning when its diagnostics say that its error bar means little."""
     if estimate.ess is not None and (left := estimate.ess.min().item()) < 0.1:
         _warn(f"the weights collapsed: {left:.3g} of the samples are effective; use Fluctuations")
-    if estimate.spread is not None and (spread := estimate.spread.max().item()) > 1.2:
-        _warn(f"the chains disagree (R̂ = {spread:.3g} > 1.2): give more burn and samples")
-    if estimate.acceptance is not None and (rate := estimate.acceptance.min().item()) < 0.2:
-        _warn(f"the chains accept only {rate:.3g} of their moves: give more burn, which tunes the step, or more leaps")
+    if estimate.spread is not None and estimate.acceptance is not None:
+        _warn_of_chains(estimate.spread, estimate.acceptance)
     return estimate
+
+
+def _warn_of_chains(spread: Tensor, acceptance: Tensor) -> None:
+    if (worst := spread.max().item()) > 1.2:
+        _warn(f"the chains disagree (R̂ = {worst:.3g} > 1.2): give more burn and samples")
+    if (rate := acceptance.min().item()) < 0.2:
+        _warn(f"the chains accept only {rate:.3g} of their moves: give more burn, which tunes the step, or more leaps")
 
 
 def _warn(message: str) -> None:

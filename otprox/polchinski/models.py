@@ -14,8 +14,9 @@ from ..functionals import Quadratic
 from ..functionals.base import differentiate, scalar_potential
 from ..lattice import Lattice
 from ..measures.base import as_float
+from ..measures.covariance import dense
 from ..measures.spectral import Spectral
-from .modes import Matrix, Modes, apply, as_matrix, check_same, damp, resolve, root, sandwich, to_dense
+from .modes import Matrix, Modes, as_matrix, check_same, damp, resolve, root, sandwich
 
 Interaction = Callable[[Tensor], Tensor]
 
@@ -44,21 +45,21 @@ class FreeField:
     @classmethod
     def of(cls, V: Quadratic) -> FreeField:
         """½⟨φ − m, P(φ − m)⟩ + constant, multiplied out."""
-        slope = apply(V.precision, V.mean)
+        slope = V.mean @ V.precision
         return cls(V.precision, slope, V.constant + 0.5 * (slope * V.mean).sum(-1))
 
     def __call__(self, phi: Tensor) -> Tensor:
         check_sites(phi, self.b.shape[-1], self)
-        return (phi * (0.5 * apply(self.A, phi) - self.b)).sum(-1) + self.constant
+        return (phi * (0.5 * (phi @ self.A) - self.b)).sum(-1) + self.constant
 
     def gradient(self, phi: Tensor) -> Tensor:
         """Aφ − b."""
         check_sites(phi, self.b.shape[-1], self)
-        return apply(self.A, phi) - self.b
+        return phi @ self.A - self.b
 
     def moments(self, mean: Tensor, cov: Matrix) -> tuple[Tensor, Tensor, Matrix]:
         """E V₀, E ∇V₀, E ∇²V₀ under N(mean, cov), for Gaussian steps."""
-        A = self.A if isinstance(cov, Spectral) else to_dense(self.A)
+        A = self.A if isinstance(cov, Spectral) else dense(self.A)
         check_same(A, cov)
         fast, batch = isinstance(A, Spectral), mean.shape[:-1]
         trace = (A @ cov).trace() if fast else (A * cov).sum((-2, -1))
@@ -73,7 +74,7 @@ class FreeField:
         half = root(C)
         whole = Modes.of(sandwich(half, self.A)).shifted(1.0).positive("I + C^½AC^½ (A + C⁻¹ in other units)")
         b = damp(self.A, C, self.b)
-        constant = self.constant + 0.5 * whole.values.log().sum(-1) - 0.5 * (self.b * apply(C, b)).sum(-1)
+        constant = self.constant + 0.5 * whole.values.log().sum(-1) - 0.5 * (self.b * (b @ C)).sum(-1)
         return FreeField(resolve(self.A, C), b, constant)
 
     def check_limit(self, limit: Matrix) -> FreeField:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lattice import Lattice
 from ..measures.base import as_float, check_symmetric
+from ..measures.covariance import identity
 from ..measures.spectral import Spectral
 
 Matrix = Any  # a Tensor (N, N) or a Spectral
@@ -45,7 +45,7 @@ class Modes:
     def of(cls, matrix: Matrix) -> Modes:
         """By the fast transform of a lattice, or by eigendecomposition."""
         if isinstance(matrix, Spectral):
-            return cls(matrix.values, matrix.with_values, lambda k: _wave(k, matrix.lattice), 0.0)
+            return cls(matrix.values, matrix.with_values, matrix.lattice.mode_name, 0.0)
         values, U = torch.linalg.eigh(matrix)
 
         def build(v: Tensor) -> Tensor:
@@ -73,12 +73,6 @@ def _eigenvector(k: int, U: Tensor) -> str:
     return f"mode {k} of {len(U)} (eigenvector [{entries}{', …' if len(U) > 6 else ''}])"
 
 
-def _wave(k: int, lattice: Lattice) -> str:
-    indices = torch.unravel_index(torch.tensor(k), lattice.shape)
-    signed = [int(i) - n * (2 * int(i) > n) for i, n in zip(indices, lattice.shape, strict=True)]
-    return f"mode {k} of {lattice.sites} (wave vector {tuple(signed)})"
-
-
 def as_matrix(value: Any, name: str) -> Matrix:
     """A symmetric matrix (N, N) from a Spectral, a tensor, a list or a number (one site)."""
     if isinstance(value, Spectral):
@@ -90,13 +84,6 @@ def as_matrix(value: Any, name: str) -> Matrix:
     if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1]:
         raise ValueError(f"{name} must be a symmetric matrix (N, N), not of shape {tuple(tensor.shape)}")
     return check_symmetric(tensor, name)
-
-
-def apply(matrix: Matrix, x: Tensor) -> Tensor:
-    """Symmetric matrix times fields (…, N)."""
-    if isinstance(matrix, Tensor):
-        return x @ matrix
-    return matrix.lattice.to_modes(matrix.values * matrix.lattice.to_modes(x))
 
 
 def root(matrix: Matrix) -> Matrix:
@@ -115,25 +102,14 @@ def resolve(A: Matrix, C: Matrix) -> Matrix:
     """A(I + CA)⁻¹, symmetric."""
     if isinstance(A, Spectral):
         return A.with_values(A.values / (1 + C.values * A.values))
-    return _symmetric(torch.linalg.solve(_eye(A) + A @ C, A))
+    return _symmetric(torch.linalg.solve(identity(A) + A @ C, A))
 
 
 def damp(A: Matrix, C: Matrix, b: Tensor) -> Tensor:
     """(I + AC)⁻¹b for b (N,)."""
     if isinstance(A, Spectral):
-        return apply(A.with_values(1 / (1 + C.values * A.values)), b)
-    return torch.linalg.solve(_eye(A) + A @ C, b)
-
-
-def contract(A: Matrix, B: Matrix) -> Tensor:
-    """Tr(AB)."""
-    check_same(A, B)
-    return (A.values * B.values).sum() if isinstance(A, Spectral) else (A * B).sum()
-
-
-def to_dense(matrix: Matrix) -> Tensor:
-    """The matrix as a tensor (N, N)."""
-    return matrix.dense() if isinstance(matrix, Spectral) else matrix
+        return b @ A.with_values(1 / (1 + C.values * A.values))
+    return torch.linalg.solve(identity(A) + A @ C, b)
 
 
 def check_same(A: Matrix, B: Matrix) -> None:
@@ -146,7 +122,3 @@ def check_same(A: Matrix, B: Matrix) -> None:
 
 def _symmetric(matrix: Matrix) -> Matrix:
     return matrix if isinstance(matrix, Spectral) else (matrix + matrix.mT) / 2
-
-
-def _eye(like: Tensor) -> Tensor:
-    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)

@@ -11,10 +11,11 @@ from torch.autograd.function import once_differentiable
 
 from ..functionals.base import differentiate
 from ..measures import Field
+from ..measures.covariance import dense, inner
 from .covariances import Covariances, check_order
 from .estimates import Estimate, Fields, Method
 from .fluctuations import Fluctuations, Importance
-from .modes import Matrix, Modes, apply, contract, root, to_dense
+from .modes import Matrix, Modes, root
 from .routes import BesselSeries, ClosedForm, HermiteSites
 
 EXACT: tuple[Method, ...] = (ClosedForm(), BesselSeries(), HermiteSites())
@@ -123,7 +124,7 @@ class RenormalisedPotential:
         h = min(2e-4, t / 4)
         slope = 8 * (self(t + h, phi) - self(t - h, phi)) - (self(t + 2 * h, phi) - self(t - 2 * h, phi))
         rate, gradient = self.C.rate(t), V.gradient(phi)
-        return slope / (12 * h) - 0.5 * _laplacian(V, rate, phi) + 0.5 * (gradient * apply(rate, gradient)).sum(-1)
+        return slope / (12 * h) - 0.5 * _laplacian(V, rate, phi) + 0.5 * (gradient * (gradient @ rate)).sum(-1)
 
     @staticmethod
     def _conditioned(f: Fields, phi: Tensor, whole: Matrix, part: Matrix, generator: torch.Generator) -> Fields:
@@ -133,7 +134,7 @@ class RenormalisedPotential:
 
         def drawn(psi: Tensor) -> Tensor:
             xi = torch.randn(psi.shape, generator=generator, dtype=psi.dtype, device=psi.device)
-            return f(phi + apply(part, apply(inverse, psi - phi)) + apply(noise, xi))
+            return f(phi + (psi - phi) @ inverse @ part + xi @ noise)
 
         return drawn
 
@@ -153,10 +154,10 @@ def choose(V0: Any, sites: int, method: Method | None) -> Method:
 def _laplacian(V: AtScale, rate: Matrix, phi: Tensor) -> Tensor:
     """Tr(Ċ∇²V), column by column of Ċ unless V is quadratic."""
     if isinstance(V.method, ClosedForm):
-        return contract(rate, V.method.renormalise(V.V0, V.C).A).expand(phi.shape[:-1])
+        return inner(rate, V.method.renormalise(V.V0, V.C).A).expand(phi.shape[:-1])
 
     def slope_along(c: Tensor) -> Field:
         return lambda x: differentiate(V, x, "V") @ c
 
-    parts = [differentiate(slope_along(c), phi.detach(), "V")[..., i] for i, c in enumerate(to_dense(rate))]
+    parts = [differentiate(slope_along(c), phi.detach(), "V")[..., i] for i, c in enumerate(dense(rate))]
     return torch.stack(parts).sum(0)

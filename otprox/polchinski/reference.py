@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..functionals.base import scalar_potential
 from ..measures import Particles, Spectral
 from .estimates import Estimate, Fields
 from .models import gradient_of
-from .modes import Matrix, Modes, apply, as_matrix, check_same, root
+from .modes import Matrix, Modes, as_matrix, check_same, root
 
 TARGET = 0.85  # acceptance to which the leapfrog's step is tuned
 WINDOW = 6.0  # autocorrelations are summed up to this many autocorrelation times
@@ -71,10 +71,10 @@ class LongRun:
         """Fields (chains, N) after each trajectory that counts, with the acceptance."""
         inverse = Modes.of(self.kinetic).inverse
         half = root(inverse)
-        phi = apply(half, self._normal(generator))
+        phi = self._normal(generator) @ half
         step = longest = 0.5 * math.pi / self.leaps
         for k in range(self.burn + self.samples):
-            velocity = apply(half, self._normal(generator))
+            velocity = self._normal(generator) @ half
             jitter = 0.8 + 0.4 * torch.rand((self.chains, 1), generator=generator, dtype=phi.dtype, device=phi.device)
             moved, end = self._leapfrog(inverse, phi, velocity, step * jitter)
             rate = torch.exp((self._energy(phi, velocity) - self._energy(moved, end)).clamp_max(0)).nan_to_num(0.0)
@@ -91,12 +91,12 @@ class LongRun:
 
     def _energy(self, phi: Tensor, velocity: Tensor) -> Tensor:
         """Action plus kinetic energy, (chains,)."""
-        quadratic = phi * apply(self.precision, phi) + velocity * apply(self.kinetic, velocity)
+        quadratic = phi * (phi @ self.precision) + velocity * (velocity @ cast(Any, self.kinetic))
         return scalar_potential(self.V0, "V0")(phi) + 0.5 * quadratic.sum(-1)
 
     def _leapfrog(self, inverse: Matrix, phi: Tensor, velocity: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         def push(x: Tensor) -> Tensor:
-            return apply(inverse, apply(self.precision, x) + gradient_of(self.V0, x))
+            return (x @ self.precision + gradient_of(self.V0, x)) @ inverse
 
         velocity = velocity - 0.5 * step * push(phi)
         for k in range(self.leaps):

@@ -12,9 +12,10 @@ from torch import Tensor
 from ..functionals import Quadratic
 from ..functionals.base import differentiate, scalar_potential
 from ..measures import GaussHermite
+from ..measures.covariance import dense
 from .estimates import Estimate, Fields
 from .models import FreeField, SineGordon, gradient_of
-from .modes import Matrix, root, to_dense
+from .modes import Matrix, root
 
 ORDERS = {1: 240, 2: 96, 3: 32}  # nodes an axis
 CHUNK = 4_000_000  # numbers at a time
@@ -74,7 +75,7 @@ class HermiteSites:
     def _log_terms(self, V0: Any, C: Matrix, phi: Tensor) -> tuple[Tensor, Tensor]:
         """log of the weighted terms e^{−V₀(φ+ζ)}, (m, nodes), and the fields φ + ζ, (m, nodes, N)."""
         z, w = self._rule(phi)
-        psi = phi[:, None, :] + z @ to_dense(root(C))
+        psi = phi[:, None, :] + z @ dense(root(C))
         return w.log() - scalar_potential(V0, "V0")(psi), psi
 
     def _by_chunks(self, phi: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -113,5 +114,5 @@ class BesselSeries:
         theta = 2 * torch.pi * torch.arange(4 * self.terms, dtype=phi.dtype, device=phi.device) / (4 * self.terms)
         density = torch.exp(-V0((theta / V0.beta)[:, None] if V0.beta else 0 * theta[:, None]))
         coefficients = (density * torch.cos(n[:, None] * theta)).mean(-1) * torch.where(n > 0, 2.0, 1.0)
-        damped = coefficients * torch.exp(-0.5 * (n * V0.beta) ** 2 * to_dense(C)[0, 0])
+        damped = coefficients * torch.exp(-0.5 * (n * V0.beta) ** 2 * dense(C)[0, 0])
         return (damped * torch.cos(n * V0.beta * phi)).sum(-1)

@@ -15,7 +15,7 @@ from ..metrics import Entropic, Metric, Moving
 from ..solvers import Solver
 from ..steps import Backward, Forward, Heat, Step
 from .covariances import Covariances
-from .modes import Matrix, Modes, apply
+from .modes import Matrix, Modes
 from .potential import RenormalisedPotential
 from .routes import ClosedForm
 
@@ -44,10 +44,10 @@ def reference_b(V: RenormalisedPotential) -> Callable[[float], Any]:
         if isinstance(at.method, ClosedForm):
             free = at.method.renormalise(V.V0, at.C)
             cov = inverse((3 * precision + free.A) / 2)
-            return Gaussian(apply(cov, free.b) / 2, cov)
+            return Gaussian(free.b @ cov / 2, cov)
 
         def minus_log(phi: Tensor) -> Tensor:
-            return 0.75 * (phi * apply(precision, phi)).sum(-1) + 0.5 * at(phi)
+            return 0.75 * (phi * (phi @ precision)).sum(-1) + 0.5 * at(phi)
 
         return minus_log
 
@@ -106,9 +106,10 @@ def _metric(C: Covariances, rule: Rule, reg: float | None) -> Metric:
 
 
 def _remaining(C: Covariances, t: float) -> Matrix:
-    """D_t, refused where it is singular to rounding: there ν_t is δ₀."""
-    D = C.remaining(t)
-    return Modes.of(D).positive(f"D = C_∞ − C_t at t = {t:g}").matrix
+    """D_t, refused where it is singular to rounding, or its inverse would overflow: there ν_t is δ₀."""
+    D = Modes.of(C.remaining(t))
+    numbers = torch.finfo(D.values.dtype)
+    return D.positive(f"D = C_∞ − C_t at t = {t:g}", 8 * numbers.tiny / numbers.eps).matrix
 
 
 def _origin(matrix: Matrix) -> Tensor:

@@ -14,8 +14,8 @@ from ..measures import Gaussian, Measure, Particles, Spectral
 from ..solvers import Out
 from ..steps import Step, finite, step_size
 from .covariances import Covariances
-from .fluctuations import Chains, Fluctuations
-from .modes import Matrix, Modes, apply, check_same, root
+from .fluctuations import WATCHED, Chains, Fluctuations
+from .modes import Matrix, Modes, check_same, root
 from .potential import AtScale, RenormalisedPotential
 from .routes import ClosedForm
 
@@ -103,10 +103,11 @@ class Ascent(Step):
     ∇V_t(φ) and of ∇V_s at Euler's point: of that weak order, as the noise is additive.
 
     V: a `RenormalisedPotential` or `Learned`. ∇V_t sampled by `Fluctuations` resumes its chains from step to step; the
-    error of the estimate adds noise of second order in the step. Works on Particles; on Gaussians, dense or Spectral,
-    for a free field; with order=1 on every measure that can be pushed. With `tol`, on Particles, an interval whose
-    Euler and Heun ends differ by more (root mean square over particles and sites) is halved, with a Brownian bridge
-    between, at most `halvings` times.
+    error of the estimate adds noise of second order in the step. The chains are judged, by R̂ and acceptance, over
+    windows of at least 32 samples, which may span steps (at scale 0 of 8). Works on Particles; on Gaussians, dense or
+    Spectral, for a free field; with order=1 on every measure that can be pushed. With `tol`, on Particles, an interval
+    whose Euler and Heun ends differ by more (root mean square over particles and sites) is halved, with a Brownian
+    bridge between, at most `halvings` times.
     """
 
     V: Slopes
@@ -132,7 +133,8 @@ class Ascent(Step):
         walk = _Walk(self, last.chains if isinstance(last, Ascended) else None)
         end = walk.down(mu.x, t, s, _noise(between(self.V.C, s, t), mu.x, self.generator), self.halvings)
         flags = mu.x.new_ones(mu.batch, dtype=torch.bool) & (walk.forced == 0)
-        stats = Ascended(flags, torch.full_like(flags, walk.halved, dtype=torch.int64), walk.error, walk.chains)
+        chains = None if walk.chains is None else walk.chains.judged(WATCHED // 4 if s == 0 else WATCHED)
+        stats = Ascended(flags, torch.full_like(flags, walk.halved, dtype=torch.int64), walk.error, chains)
         return Out(finite(mu.with_state(x=end, log_density=None), f"Ascent from scale {t:g}"), stats)
 
     def generators(self) -> tuple[torch.Generator, ...]:
@@ -145,7 +147,7 @@ class Ascent(Step):
         if self.order != 1 or self.tol is not None:
             raise TypeError(f"Heun's step and tol need Particles; on {type(mu).__name__} use Ascent(V, order=1)")
         walk, rise = _Walk(self, None), between(self.V.C, s, t)
-        return mu.push(lambda phi: phi - apply(rise, walk.slope(t, phi))).diffuse(rise, self.generator)
+        return mu.push(lambda phi: phi - walk.slope(t, phi) @ rise).diffuse(rise, self.generator)
 
     def _gaussian(self, mu: Gaussian, t: float, s: float) -> Gaussian:
         """The same step in closed form: ∇V_t(φ) = Aφ − b, so φ' = Gφ + Nξ + a shift."""
@@ -155,13 +157,13 @@ class Ascent(Step):
         first = ClosedForm().renormalise(V.V0, potential(V, t).C)
         check_same(rise, mu.cov)
         one = mu.identity()
-        euler, push = one - rise @ first.A, apply(rise, first.b)
+        euler, push = one - rise @ first.A, first.b @ rise
         if self.order == 1:
             return mu.affine(apply_left(euler, mu.mean) + push, euler).diffuse(rise)
         second = ClosedForm().renormalise(V.V0, potential(V, s).C)
         back = 0.5 * (rise @ second.A)
         whole, noise = one - 0.5 * (rise @ first.A) - back @ euler, one - back
-        shift = 0.5 * push - apply_left(back, push) + 0.5 * apply(rise, second.b)
+        shift = 0.5 * push - apply_left(back, push) + 0.5 * (second.b @ rise)
         moved = mu.affine(apply_left(whole, mu.mean) + shift, whole)
         spread = noise @ rise @ noise.mT
         return moved.diffuse((spread + spread.mT) / 2)
@@ -178,10 +180,10 @@ class _Walk:
         """Fields at scale s from fields at t, with ξ ~ N(0, C_t − C_s) given."""
         rise, tol = between(self.step.V.C, s, t), self.step.tol
         slope = self.slope(t, phi)
-        euler = phi - apply(rise, slope) + xi
+        euler = phi - slope @ rise + xi
         if self.step.order == 1 and tol is None:
             return euler
-        gap = 0.5 * apply(rise, slope - self.slope(s, euler))
+        gap = 0.5 * ((slope - self.slope(s, euler)) @ rise)
         error = gap.square().mean().sqrt()
         if tol is None or error <= tol or left == 0:
             self.forced += int(tol is not None and bool(error > tol))
@@ -209,7 +211,7 @@ class _Walk:
         inverse = Modes.of(whole).inverse
         spread = part @ inverse @ rest
         spread = spread if isinstance(spread, Spectral) else (spread + spread.mT) / 2
-        return apply(part, apply(inverse, xi)) + _noise(spread, xi, self.step.generator)
+        return xi @ inverse @ part + _noise(spread, xi, self.step.generator)
 
 
 def potential(V: RenormalisedPotential, t: float) -> AtScale:
@@ -262,7 +264,7 @@ def _scales(t0: float, t1: float) -> tuple[float, float]:
 
 def _noise(cov: Matrix, like: Tensor, generator: torch.Generator) -> Tensor:
     z = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-    return apply(root(cov), z)
+    return z @ root(cov)
 
 
 def apply_left(matrix: Matrix, x: Tensor) -> Tensor:

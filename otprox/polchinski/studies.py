@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +13,6 @@ from ..lattice import Lattice
 from ..measures import Particles
 from ..measures.spectral import Spectral
 from ..solvers import BlockSpins
-from ..solvers.base import ConvergenceWarning
 from .covariances import HeatKernel
 from .estimates import Estimate
 from .fluctuations import Fluctuations
@@ -64,15 +62,13 @@ class LatticePhi4:
     def ascend(self, generator: torch.Generator, *, particles: int, steps: int, chains: int, samples: int) -> Particles:
         """Fields of ν₀ from δ₀ through all scales, with ∇V_t by `chains` × `samples` fields of the fluctuation law.
 
-        The R̂ of a single step is not watched here: its few samples are noise that averages over the steps. Judge the
-        result by a `Comparison` with a long run.
+        The few samples of a step are noise that averages over the steps. A warning tells where the chains disagree over
+        windows of many steps.
         """
         method = Fluctuations(generator, chains=chains, samples=samples, burn=24, leaps=3, even=True)
         step = Ascent(RenormalisedPotential(self.V0, self.scales, method), generator)
         start = Particles(torch.zeros(particles, self.lattice.sites, dtype=torch.float64))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # few samples a step: noise that averages over steps
-            return record(flow(step, start, self.times(steps))).final  # type: ignore[return-value]
+        return record(flow(step, start, self.times(steps))).final  # type: ignore[return-value]
 
     def fields(self, generator: torch.Generator, *, chains: int, each: int, every: int = 20) -> Particles:
         """Fields of ν₀ with their log-density up to a constant: `each` from so many chains, `every` trajectories apart.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +140,8 @@ class _Step:
 
     def _newton(self, x: Tensor, e: float) -> Tensor:
         """k/k' of k(x) = tau·h·x + ½√(4x² + e²) − ½√(4xs + e²) − γ, which is convex."""
-        own, pair = (4 * x.square() + e**2).sqrt(), (4 * x * self.s + e**2).sqrt()
+        width = torch.full_like(x, e)
+        own, pair = torch.hypot(2 * x, width), torch.hypot(2 * x.sqrt() * self.s.sqrt(), width)
         value = self.tau * self.h * x + 2 * x * (x - self.s) / (own + pair) - self.gamma
         return value / (self.tau * self.h + 2 * x / own - self.s / pair).detach()
 
@@ -174,7 +176,7 @@ class _Step:
 
 
 def _prox(x: Tensor, gamma: float, h: float) -> Tensor:
-    u, root = x + 2 * gamma + h, ((x + h).square() + 4 * gamma * x).sqrt()
+    u, root = x + 2 * gamma + h, torch.hypot(x + h, 2 * math.sqrt(gamma) * x.sqrt())  # x may be near the largest number
     if h >= 0:
         return (u + root) / 2
     small = (

@@ -167,6 +167,34 @@ def test_first_order_on_16_cubed():
     assert halve(gaps, 0.25), gaps
 
 
+@pytest.mark.parametrize("reg", [None, 0.01])
+@pytest.mark.parametrize("top", [60.0, 65.0])
+def test_long_steps_to_scales_near_the_smallest_number(reg, top):
+    """Up to t·λ = 585 in few steps: variances stay right where their squares in units of Ċ would overflow."""
+    lattice = Lattice((8, 8))
+    C = HeatKernel(Spectral(lattice.symbol(1.0, torch.zeros(())), lattice))
+    mu = ox.Gaussian(torch.ones(64), C.limit)
+    run = ox.record(ox.flow(form_a(C, reg=reg), mu, grid(4, top)))
+    v = C.limit.values
+    for s, t in zip(grid(4, top), grid(4, top)[1:], strict=False):
+        q, r = C.rate(t).values, C.M.values  # Ċ/D = M
+        scaled, a, gamma = v / q, 1 + (t - s) * r, (t - s) / 2
+        x, w = scaled / a, 0.0 if reg is None else reg / 2
+        v = q / a * (x + w + 2 * gamma + torch.hypot(x + w, 2 * (gamma * x).sqrt())) / 2
+    torch.testing.assert_close(run.final.cov.values / v, torch.ones(64))
+
+
+@pytest.mark.parametrize(("dtype", "end"), [(torch.float64, 79.0), (torch.float32, 10.0)])
+def test_scales_without_an_inverse_are_refused_by_name(dtype, end):
+    lattice = Lattice((8, 8))
+    C = HeatKernel(Spectral(lattice.symbol(1.0, torch.zeros((), dtype=dtype)), lattice))
+    V = RenormalisedPotential(FreeField(0.3 * C.M), C)
+    for step in (form_a(C), form_b(V), forward_backward(C)):
+        with pytest.raises(ValueError, match=f"D = C_∞ − C_t at t = {end:g} is singular: mode 36 of 64"):
+            mu = step(ox.Gaussian(torch.zeros(64, dtype=dtype), C.remaining(end / 2)), end / 2, end).mu
+            step(mu, end, end + 1)
+
+
 def test_references():
     """−log π̃_t is ¾⟨φ, D⁻¹φ⟩ + ½V_t, as a Gaussian for a free field and as a callable else."""
     phi = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))

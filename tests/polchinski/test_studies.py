@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,16 @@ import torch
 from otprox.flow import flow, record
 from otprox.lattice import Lattice
 from otprox.measures import Particles
-from otprox.polchinski import Bridge, Fluctuations, HermiteSites, Phi4, form_a
+from otprox.polchinski import (
+    Ascent,
+    Bridge,
+    Fluctuations,
+    HeatKernel,
+    HermiteSites,
+    Phi4,
+    RenormalisedPotential,
+    form_a,
+)
 from otprox.polchinski.reference import moments, moments_after
 from otprox.polchinski.steps import transition
 from otprox.polchinski.studies import LatticePhi4, ParticleJKO, Study, independent
@@ -116,3 +126,15 @@ def test_moments_after_a_transition():
     for name, f in moments_after(*transition(theory.scales, 0.0, 0.4)).items():
         values = moments()[name](end).reshape(4, -1)
         assert ((values.mean(-1) - f(phi)) / (values.std(-1) / 20000**0.5)).abs().max() < 4, name
+
+
+def test_chains_of_an_ascent_are_judged_over_its_steps():
+    """Two samples a step are no ground for a warning; chains that stay in their wells are, and no step hides it."""
+    theory = LatticePhi4(BOX, -2.2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        theory.ascend(torch.Generator().manual_seed(0), particles=8, steps=24, chains=8, samples=2)
+    rng = torch.Generator().manual_seed(0)
+    deep = RenormalisedPotential(Phi4(1.0, -12.0), HeatKernel(torch.ones(1, 1)), Fluctuations(rng, samples=2, burn=24))
+    with pytest.warns(ConvergenceWarning, match="chains disagree"):
+        record(flow(Ascent(deep, rng), Particles(torch.zeros(4, 1)), theory.times(24)))
