@@ -47,8 +47,8 @@ class Torus(Domain):
 
     def wrap(self, x: Tensor) -> Tensor:
         period = _like(self.period, x, "period")
-        y = torch.remainder(x, period)
-        return torch.where(y < period, y, y - period)  # a tiny negative x is rounded up to the period
+        y = torch.remainder(x, period)  # a tiny negative x is rounded up to the period
+        return torch.where(y < period, y, y - period) if y.requires_grad else y.masked_fill_(y >= period, 0.0)
 
     def displacement(self, x: Tensor, y: Tensor) -> Tensor:
         """The shortest x − y, each entry in [−period/2, period/2]."""

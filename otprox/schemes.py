@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .adagrad import Adagrad
-from .functionals import KL, Entropy, Functional, Potential, Quadratic, Varying
-from .kernels import Kernel
+from .functionals import KL, Entropy, Functional, Interaction, Potential, Quadratic, Varying
+from .kernels import Cosine, Kernel
 from .measures import Gaussian
 from .metrics import Entropic, Metric, Stein, Wasserstein
 from .solvers import Solver
@@ -77,6 +77,29 @@ def annealed_svgd(
     """
     F = Varying(lambda t: strength(t) * Potential(V) + Entropy())
     return Adagrad(F, Stein(kernel)) if adagrad else Forward(F, Stein(kernel))
+
+
+def mckean_vlasov(
+    W: Callable[..., Tensor],
+    V: Callable[[Tensor], Tensor] | None = None,
+    noise: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Step:
+    """Interacting diffusions dXᵢ = −∇V(Xᵢ)dt − (1/N)Σⱼ∇W(Xᵢ − Xⱼ)dt + (2·noise)^½dBᵢ by Euler–Maruyama.
+
+    McKean 1966, "A class of Markov processes associated with nonlinear parabolic equations". Their limit on a periodic
+    grid is `PseudoSpectral(noise * Entropy() + Potential(V) + Interaction(W))`.
+    """
+    F = Interaction(W) if V is None else Potential(V) + Interaction(W)
+    return Forward(F) >> Heat(noise, generator=generator)
+
+
+def kuramoto(K: float, coefficients: Sequence[float] = (1.0,), generator: torch.Generator | None = None) -> Step:
+    """Rotators dθᵢ = (K/N)Σⱼ W'(θᵢ − θⱼ)dt + dBᵢ with W = Σ_k a_k cos kθ, on Particles on Torus(2π) in O(N).
+
+    Kuramoto 1975; Daido 1996 for coefficients (1, m). `exact.kuramoto` has its stationary states.
+    """
+    return Forward(K * Interaction(Cosine([-a for a in coefficients]))) >> Heat(0.5, generator=generator)
 
 
 def midpoint(F: Functional, metric: Metric | None = None) -> Step:

@@ -146,8 +146,9 @@ class Particles(Measure):
             raise ValueError("noise on Particles needs an explicit generator: Heat(generator=torch.Generator())")
         root = _root(cov, self)
         z = torch.randn(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
-        noise = z * root if isinstance(root, Tensor) and self.dim == 1 else z @ root.mT
-        return self.with_state(x=self.domain.wrap(noise.add_(self.x)), log_density=None)
+        line = isinstance(root, Tensor) and self.dim == 1
+        x = torch.addcmul(self.x, z, root) if line else self.x + z @ root.mT
+        return self.with_state(x=self.domain.wrap(x), log_density=None)
 
     def to_particles(self, n: int, generator: torch.Generator) -> Particles:
         """n particles of equal weight drawn from these with replacement, each with probability w."""

@@ -1,0 +1,59 @@
+"""Mean-field schemes against the formulas that they stand for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import otprox as ox
+
+
+def rotators(n: int, seed: int = 0) -> ox.Particles:
+    x = 2 * math.pi * torch.rand(n, 1, generator=torch.Generator().manual_seed(seed))
+    return ox.Particles(x, domain=ox.Torus(2 * math.pi))
+
+
+def test_kuramoto_is_its_system_of_equations():
+    """θᵢ + (K τ/N)Σⱼ W'(θᵢ − θⱼ) + τ^½ξᵢ with W' = −sin θ − 2m sin 2θ."""
+    mu, tau, K, m = rotators(7), 0.1, 1.3, 0.4
+    new = ox.schemes.kuramoto(K, (1.0, m), torch.Generator().manual_seed(3))(mu, 0.0, tau).mu
+    z = mu.x - mu.x.mT
+    noise = math.sqrt(tau) * torch.randn(7, 1, generator=torch.Generator().manual_seed(3))
+    want = mu.x + tau * K * (-z.sin() - 2 * m * (2 * z).sin()).mean(1, keepdim=True) + noise
+    torch.testing.assert_close(new.x, want.remainder(2 * math.pi))
+
+
+@pytest.mark.parametrize("m", [0.0, 0.5])
+def test_kuramoto_settles_in_the_minimiser(m: float):
+    """The stationary order parameters of 20,000 rotators, up to noise and the bias of the step, which is O(τ)."""
+    scheme = ox.schemes.kuramoto(2.0, (1.0, m), torch.Generator().manual_seed(0))
+    start = rotators(20_000).push(lambda x: 0.3 * x)
+    path = ox.flow(scheme, start, [0.01 * k for k in range(401)])
+    run = ox.record(path, r1=ox.observe.order(), r2=ox.observe.order(2))
+    want = ox.exact.kuramoto.Kuramoto(2.0, (1.0, m)).minimiser()
+    for k, r in enumerate(want.r, 1):
+        if k == 1 or m:
+            assert run.series[f"r{k}"][-150:].mean().item() == pytest.approx(r, abs=0.01)
+
+
+def test_mckean_vlasov_is_its_system_of_equations():
+    g = torch.Generator().manual_seed(1)
+    mu, tau = ox.Particles(torch.randn(6, 2, generator=g)), 0.05
+    attract = ox.schemes.mckean_vlasov(lambda z: z.square().sum(-1) / 2, noise=0.3, generator=g)
+    confined = ox.schemes.mckean_vlasov(lambda z: z.square().sum(-1) / 2, ox.Quadratic([1.0, 0.0]), 0.3, g)
+    for scheme, pull in ((attract, torch.zeros(6, 2)), (confined, mu.x - torch.tensor([1.0, 0.0]))):
+        state = g.get_state()
+        new = scheme(mu, 0.0, tau).mu
+        g.set_state(state)
+        noise = math.sqrt(0.6 * tau) * torch.randn(6, 2, generator=g)
+        torch.testing.assert_close(new.x, mu.x - tau * (pull + mu.x - mu.mean) + noise)
+
+
+def test_particles_need_their_generator_and_densities_do_not():
+    with pytest.raises(ValueError, match="explicit generator"):
+        ox.schemes.kuramoto(1.0)(rotators(5), 0.0, 0.1)
+    grid = ox.Grid(0.0, 2 * math.pi, 16, periodic=True)
+    flat = ox.Density(torch.full((16,), 1 / (2 * math.pi)), grid)
+    torch.testing.assert_close(ox.schemes.kuramoto(1.0)(flat, 0.0, 0.01).mu.values, flat.values)
