@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -75,6 +75,20 @@ class FunctionOfM(ABC):
 
     def remaining(self, t: Time) -> Matrix:
         return self._modes.build(self._left(self._time(t)))
+
+    def principal(self) -> tuple[Self, Tensor]:
+        """The same family in coordinates η = φU of the eigenvectors of a dense M, where every C_t is diagonal; and U.
+
+        A grid takes diagonal metrics. The theory V₀ moves along as η ↦ V₀(ηUᵀ).
+
+        >>> C, U = HeatKernel([[2.0, -1.0], [-1.0, 2.0]]).principal()
+        >>> C.M.diagonal().tolist()
+        [1.0, 3.0]
+        """
+        if isinstance(self.M, Spectral):
+            raise TypeError("principal coordinates are for a dense M: pass M.dense()")
+        values, U = torch.linalg.eigh(self.M)
+        return replace(self, M=torch.diag(values)), U
 
     @abstractmethod
     def _reached(self, t: Tensor) -> Tensor:
