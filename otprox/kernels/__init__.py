@@ -5,7 +5,8 @@ from .base import Combination, Kernel, Radial, RadialCombination, Stationary, St
 from .bilinear import Bilinear
 from .radial import RBF, Energy, InverseMultiquadric, Laplace, Riesz
 from .rescaled import Rescaled
-from .torus import Cosine
+from .sliced import Sliced
+from .torus import Cosine, PeriodicRBF, Sobolev, Trigonometric
 from .weighted import Weighted
 
 __all__ = [
@@ -20,11 +21,15 @@ __all__ = [
     "Kernel",
     "Laplace",
     "Median",
+    "PeriodicRBF",
     "Radial",
     "RadialCombination",
     "Rescaled",
     "Riesz",
+    "Sliced",
+    "Sobolev",
     "Stationary",
     "StationaryCombination",
+    "Trigonometric",
     "Weighted",
 ]

@@ -63,14 +63,6 @@ class Stationary(Kernel):
     def curvatures(self) -> tuple[float, float]:
         """Bounds on the eigenvalues of ∇²W over all displacements, in any dimension; infinite where there is none."""
 
-    def convolve(self, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None) -> Tensor | None:
-        """Σ_j w_j W(x_i − y_j), (*batch, m), by a route faster than all pairs; None where the kernel has none."""
-        return None
-
-    def convolve_slope(self, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None) -> Tensor | None:
-        """Σ_j w_j ∇W(x_i − y_j), (*batch, m, d), by a formula; None to differentiate `convolve`, if it has a route."""
-        return None
-
     def check_domain(self, domain: Domain) -> None:
         """ValueError where W is no function on the domain, such as one of another period."""
 
@@ -124,11 +116,6 @@ class StationaryCombination(Stationary):
     @property
     def curvatures(self) -> tuple[float, float]:
         return _curvatures(self.terms)
-
-    def convolve(self, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None) -> Tensor | None:
-        parts = [k.convolve(x, y, w, domain) for _, k in self.terms]
-        found = [c * part for (c, _), part in zip(self.terms, parts, strict=True) if part is not None]
-        return _total(found) if len(found) == len(parts) else None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..domains import Domain, Torus
 from .bandwidth import Bandwidth, Fixed
 from .base import Kernel, Radial, positive
 from .rescaled import Rescaled
@@ -146,15 +145,6 @@ class Riesz(Radial):
         if self.r == 2:
             return -2.0, -2.0
         return -math.inf, 0.0 if self.r >= 1 else math.inf
-
-    def convolve(self, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None) -> Tensor | None:
-        if self.r != 2 or isinstance(domain, Torus):
-            return None
-        centre = y.detach().mean(-2, keepdim=True)  # the sum does not depend on it
-        x, y = x - centre, y - centre
-        first = (w[..., None, :] @ y)[..., 0, :]
-        second = (w * y.square().sum(-1)).sum(-1, keepdim=True)
-        return 2 * (x @ first[..., None])[..., 0] - w.sum(-1, keepdim=True) * x.square().sum(-1) - second
 
 
 def _falling(p: float, order: int) -> float:

@@ -21,12 +21,14 @@ from .convolution import Slope, convolve, evaluate
 from .engines import Choice, Engine, choose
 from .gaussian import log_gaussian_sum
 from .reductions import divergence_sum, gradient_sum, kernel_sum, stein_discrepancy, stein_sum, trace_sum
+from .slicing import Estimate, sliced_sum
 from .tiles import TILE
 
 __all__ = [
     "TILE",
     "Choice",
     "Engine",
+    "Estimate",
     "Slope",
     "choose",
     "convolve",
@@ -35,6 +37,7 @@ __all__ = [
     "gradient_sum",
     "kernel_sum",
     "log_gaussian_sum",
+    "sliced_sum",
     "stein_discrepancy",
     "stein_sum",
     "trace_sum",

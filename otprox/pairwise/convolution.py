@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..domains import Domain, Euclidean
-from ..kernels import Radial
+from ..kernels import Stationary
+from .generic import GenericSums
 from .routes import route
 from .tiles import by_rows, checkpointed, rows_of
 
@@ -19,9 +20,9 @@ Displacements = Callable[[Tensor], Tensor]  # (…, d) -> (…); a Slope gives (
 def convolve(W: Displacements, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None) -> Tensor:
     """Σ_j w_j W(x_i − y_j) for x (*batch, m, d), y (*batch, n, d), w (*batch, n): (*batch, m).
 
-    W maps displacements (…, d) to values (…); a `Slope` gives ∇W, and the result is (*batch, m, d). A kernel value
-    that knows a faster route offers `W.convolve(x, y, w, domain)`, and it is used unless it gives None; a radial kernel
-    goes through matrix products.
+    W maps displacements (…, d) to values (…); a `Slope` gives ∇W, and the result is (*batch, m, d). A kernel of
+    `otprox.kernels` goes by its route: moments, sorting, Fourier modes, matrix products. Another W that knows a faster
+    route offers `W.convolve(x, y, w, domain)`, and it is used unless it gives None.
 
     Displacements 0, where W is even: W(0) counts when it is finite, and a ∇W that autograd cannot find there (as of
     `z.square().sum(-1).sqrt()`) is 0. Where W(0) is infinite, as for −log|z|, a point does not act on itself, and two
@@ -35,8 +36,11 @@ def convolve(W: Displacements, x: Tensor, y: Tensor, w: Tensor, domain: Domain |
     result = None if fast is None else fast(x, y, w, domain)
     if result is not None:
         return result
-    if domain.straight and isinstance(W.W if isinstance(W, Slope) else W, Radial):
-        return _radial(W, x, y, w[..., None])
+    kernel = W.W if isinstance(W, Slope) else W
+    if isinstance(kernel, Stationary):
+        sums = route(kernel.fit(y), x, y, domain, "auto")
+        if not isinstance(sums, GenericSums):
+            return sums.slopes(w[..., None]) if isinstance(W, Slope) else sums.values(w[..., None])[..., 0]
     safe, own_graph = _guarded(W, x, y)
     vector = isinstance(W, Slope)
 
@@ -46,12 +50,6 @@ def convolve(W: Displacements, x: Tensor, y: Tensor, w: Tensor, domain: Domain |
 
     run = checkpointed if own_graph else by_rows
     return run(tile, rows_of(x, y, x.shape[-1]), -2 if vector else -1, x, y, w)
-
-
-def _radial(W: Displacements, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-    if isinstance(W, Slope):
-        return route(W.W, x, y, Euclidean(), "auto").slopes(w)  # type: ignore[arg-type]
-    return route(W, x, y, Euclidean(), "auto").values(w)[..., 0]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +66,7 @@ class Slope:
             return _slope(evaluate(self.W, at), at, self.keep or z.requires_grad)
 
     def convolve(self, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None) -> Tensor | None:
-        direct, fast = getattr(self.W, "convolve_slope", None), getattr(self.W, "convolve", None)
-        if direct is not None and (slope := direct(x, y, w, domain)) is not None:
-            return slope
+        fast = getattr(self.W, "convolve", None)
         if fast is None:
             return None
         with torch.enable_grad():

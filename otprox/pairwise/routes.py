@@ -5,20 +5,40 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..domains import Domain
-from ..kernels import Bilinear, Combination, Kernel, Radial, Rescaled, Weighted
+from ..kernels import (
+    Bilinear,
+    Combination,
+    Energy,
+    Kernel,
+    Laplace,
+    Radial,
+    RadialCombination,
+    Rescaled,
+    Riesz,
+    Sliced,
+    Stationary,
+    StationaryCombination,
+    Weighted,
+)
+from ..kernels.torus import Trigonometric
 from ..kernels.weighted import slope_of
 from .engines import choose
+from .fourier import FourierSums
 from .generic import GenericSums
 from .keops import has_formula
-from .moments import BilinearSums
+from .moments import BilinearSums, SquareSums
 from .radial_sums import RadialSums
+from .slicing import SlicedSums
+from .sorting import DecaySums, DistanceSums
 from .sums import CombinedSums, Sums
 from .weighted import RescaledSums, WeightedSums
 
 
 def route(k: Kernel, x: Tensor, y: Tensor, domain: Domain, engine: str) -> Sums:
     """Moments, the parts of a combination, matrix products of a radial kernel, or the matrix of any other."""
-    if isinstance(k, Combination):
+    if isinstance(k, Stationary):
+        k.check_domain(domain)
+    if isinstance(k, Combination | StationaryCombination):
         return CombinedSums(tuple((c, route(part, x, y, domain, engine)) for c, part in k.terms))
     if isinstance(k, Weighted):
         return _weighted(k, x, y, domain, engine)
@@ -27,10 +47,37 @@ def route(k: Kernel, x: Tensor, y: Tensor, domain: Domain, engine: str) -> Sums:
     if isinstance(k, Rescaled) and domain.straight:
         z = k.shrunk(x)
         return RescaledSums(route(k.k, z, z if x is y else k.shrunk(y), domain, engine), k.h[..., None, None])
+    if isinstance(k, Trigonometric):
+        return FourierSums(k, x, y)
+    if isinstance(k, Riesz) and k.r == 2 and domain.straight and engine == "auto":
+        return SquareSums.of(x, y)
+    if isinstance(k, Sliced) and domain.straight:
+        return SlicedSums(k, x, y)
+    if engine == "auto" and domain.straight and x.shape[-1] == 1:
+        sorted_ = _sorted(k, x, y)
+        if sorted_ is not None:
+            return sorted_
     if isinstance(k, Radial) and domain.straight:
         return RadialSums(k, x, y, choose(x, y, engine, formula=has_formula(k)).engine)
     choose(x, y, engine, formula=False)
     return GenericSums(k, x, y, domain)
+
+
+def _sorted(k: Kernel, x: Tensor, y: Tensor) -> Sums | None:
+    """Sums on the line by sorting; of a combination the parts that can, and the others together."""
+    if isinstance(k, Laplace):
+        return DecaySums(x, y, k.h)
+    if isinstance(k, Energy):
+        return DistanceSums(x, y)
+    if not isinstance(k, RadialCombination):
+        return None
+    parts = [(c, _sorted(part, x, y)) for c, part in k.terms]
+    found = [(c, sums) for c, sums in parts if sums is not None]
+    others = [term for term, (_, sums) in zip(k.terms, parts, strict=True) if sums is None]
+    if found and others:
+        rest = RadialCombination(tuple(others))
+        found.append((1.0, RadialSums(rest, x, y, choose(x, y, formula=has_formula(rest)).engine)))
+    return CombinedSums(tuple(found)) if found else None
 
 
 def _weighted(k: Weighted, x: Tensor, y: Tensor, domain: Domain, engine: str) -> Sums:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import pairwise
 from ..functionals import Functional, Interaction, Potential, Quadratic
 from ..functionals.local_prox import offers
+from ..kernels import Stationary
 from ..measures.covariance import dense
 
 
@@ -229,6 +230,8 @@ class Pairs:
         return self.sums(z[..., None], z.new_zeros(*z.shape[:-1], 1, 1), z.new_ones(*z.shape[:-1], 1))
 
     def _fast(self, x: Tensor, y: Tensor, w: Tensor) -> bool:
+        if isinstance(self.W, Stationary):
+            return True
         fast = getattr(self.W, "convolve", None)
         return fast is not None and fast(x[..., :1, :], y[..., :1, :], w[..., :1]) is not None
 

@@ -21,8 +21,10 @@ from otprox.kernels import (
     InverseMultiquadric,
     Kernel,
     Laplace,
+    PeriodicRBF,
     Rescaled,
     Riesz,
+    Sobolev,
 )
 from otprox.pairwise import choose, divergence_sum, gradient_sum, kernel_sum, stein_discrepancy, stein_sum, trace_sum
 
@@ -287,8 +289,13 @@ def test_a_nan_in_a_point_stays_there():
         assert kernel_sum(k, x, y, b).isnan().tolist() == [True] + [False] * 6
 
 
-def test_cosine_is_served_with_slopes():
-    x, y, b, _ = data(d=1)
-    k = Cosine([0.3, -1.0])
-    torch.testing.assert_close(kernel_sum(k, x, y, b), k(x, y) @ b)
-    torch.testing.assert_close(gradient_sum(k, x, y, b), slopes(k, x, y, b, 1))
+@pytest.mark.parametrize("k", [Cosine([0.3, -1.0]), Sobolev(1.0, modes=3), PeriodicRBF(0.6, 2.0), Riesz(2)], ids=str)
+def test_series_and_moments_serve_every_reduction(k):
+    x, y, b, v = data(d=1)
+    for own in (False, True):
+        y = x[:5] if own else y
+        torch.testing.assert_close(kernel_sum(k, x, y, v), k(x, y) @ v)
+        torch.testing.assert_close(gradient_sum(k, x, y, b), slopes(k, x, y, b, 1))
+        torch.testing.assert_close(stein_sum(k, y, v, b), k(y, y) @ (b[:, None] * v) + slopes(k, y, y, b, 2))
+        torch.testing.assert_close(divergence_sum(k, x, y, v), slopes(k, x, y, v[:, 0], 1)[:, 0])
+        torch.testing.assert_close(trace_sum(k, x, y, b), traces(k, x, y, b))
