@@ -25,7 +25,7 @@ class Atom:
     change from one step to the next: they enter as CVXPY parameters, a float as a non-negative scalar, a tensor
     (*batch, k) as a vector of any sign, and must enter affinely (DPP), so that the program is compiled once. Atoms
     with equal `key` and equal shapes of data must have equal `build`; a functional that is hashable by its fields can
-    be its own key.
+    be its own key. `ordered` says that the expression is defined on increasing positions only.
 
     >>> Atom(key="mass", build=lambda rho, c: c * rho[0], data=(2.0,)).data
     (2.0,)
@@ -34,6 +34,7 @@ class Atom:
     key: Hashable
     build: Callable[..., Any]
     data: tuple[float | Tensor, ...] = ()
+    ordered: bool = False
 
 
 def nonnegative(c: float, name: str) -> float:

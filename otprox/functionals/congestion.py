@@ -60,5 +60,5 @@ class Congestion(Constraint):
             return Atom((Congestion, Density), lambda rho, bound: [rho <= bound], (self.bound,))
         if isinstance(mu, Quantiles):
             least = 1 / (mu.n * self.bound)
-            return Atom((Congestion, Quantiles), lambda x, least: [x[1:] - x[:-1] >= least], (least,))
+            return Atom((Congestion, Quantiles), lambda x, least: [x[1:] - x[:-1] >= least], (least,), ordered=True)
         raise NotConvex(f"Congestion has no convex form on {type(mu).__name__}: it needs a Density or Quantiles")

@@ -28,6 +28,7 @@ __all__ = ["Convex", "FrozenWarning"]
 
 KEPT = 8  # programs that a solver keeps compiled
 CERTIFIED = 1e-7  # what plans over pairs that were left out may lower the objective by, relative to it
+SCALED_TOL = 5e-8  # of programs over quantiles unless given: with exponential cones they may stall at 3e-8
 DRIFT = 10.0  # W2²/(2·tau) from the quantiles at which a program was compiled beyond which it is compiled again
 
 
@@ -42,12 +43,14 @@ class Convex:
     "product"): over all pairs, n² at most `max_entries`. On Quantiles: over the n ≤ `max_quantiles` sorted positions.
     Functionals, constraints among them, enter by their `atom(mu, c)`.
 
-    A program is compiled once per shape, structure of F and metric, and solved again through its parameters; this
-    instance keeps the last few. Only the status "optimal" converges. "optimal_inaccurate" and "user_limit" give a
+    A program over all pairs or over quantiles is compiled once per shape, structure of F and metric, and solved again
+    through its parameters; this instance keeps the last few. Those over few pairs differ from step to step, and take
+    little time to compile. Only the status "optimal" converges. "optimal_inaccurate" and "user_limit" give a
     ConvergenceWarning with the solver's status, or an error with on_failure="raise"; without a solution there is always
-    a ConvergenceError. `residual` is the larger of Clarabel's relative duality gap and residuals of feasibility (NaN
-    with other solvers); interior points stall when masses span many orders of magnitude, as in wide two-dimensional
-    grids. `tol` sets its tolerances on these, `max_iter` its iterations; unset, they are Clarabel's own.
+    a ConvergenceError, and a ValueError naming them when no measure satisfies the constraints. `residual` is the larger
+    of Clarabel's relative duality gap, its residuals of feasibility (NaN with other solvers) and what pairs that were
+    left out may gain; interior points stall when masses span many orders of magnitude, as in wide two-dimensional
+    grids. `tol` sets Clarabel's tolerances on these (unset, 1e-8, and 5e-8 on quantiles), `max_iter` its iterations.
     Since F + W2²/(2·tau) is convex, a gap g leaves quantiles within √(2·tau·g) of the minimiser (root mean square).
     """
 
@@ -167,17 +170,31 @@ class Convex:
             self._programs.popitem(last=False)
         return program
 
-    def solve(self, program: Program, values: Sequence[Any], tilt: np.ndarray | None = None) -> Solution:
+    def solve(
+        self, program: Program, values: Sequence[Any], tilt: np.ndarray | None = None, scaled: bool = False
+    ) -> Solution:
         """What the solver makes of a program; NoSolution with its status when that is nothing."""
         options: dict[str, Any] = {} if self.max_iter is None else {"max_iter": self.max_iter}
         if self.solver == "CLARABEL":
-            options["accept_unknown"] = True  # a stall gives what it has, as "optimal_inaccurate"
-        if self.tol is not None:
-            options |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), self.tol)
+            tol = self.tol or (SCALED_TOL if scaled else 1e-8)
+            options |= {"tol_gap_abs": tol * program.scale, "tol_gap_rel": tol, "tol_feas": tol}
+            options |= {"accept_unknown": True, "equilibrate_enable": not scaled}
         solution = program.solve(values, self.solver, options, tilt)
         if solution.new is None:
             raise NoSolution(solution.status)
         return solution
+
+    def solve_scaled(self, program: Program, values: Sequence[Any], tilt: np.ndarray) -> Solution:
+        """For a program whose numbers are near 1: without Clarabel's equilibration, which spoils that; if need be with
+        it."""
+        try:
+            first = self.solve(program, values, tilt, scaled=True)
+        except NoSolution:
+            return self.solve(program, values, tilt)
+        if first.status == "optimal" or self.solver != "CLARABEL":
+            return first
+        second = self.solve(program, values, tilt)
+        return second if second.status == "optimal" or second.residual < first.residual else first
 
 
 def _atoms(F: Functional, mu: Measure, scale: float = 1.0) -> list[Atom]:
@@ -229,22 +246,29 @@ def _on_quantiles(solver: Convex, F: Functional, metric: Wasserstein, mu: Quanti
     solutions = []
     for i in range(items):
         kappa, own = 1 / (2 * tau * mobility[i].item()), x[i].numpy()
-        program = _near(solver, own, kappa, atoms)
+        program = _near(solver, i, own, kappa, atoms)
         tilt = -2 * kappa * (own - program.origin)
-        solutions.append(solver.solve(program, [kappa, *numbers(atoms, items, i)], tilt))
+        solutions.append(solver.solve_scaled(program, [kappa, *numbers(atoms, items, i)], tilt))
     new = torch.stack([torch.as_tensor(s.new) for s in solutions]).cummax(-1).values  # gaps below the tolerance
     distance2 = (new - x).square().mean(-1) / mobility
     moved = mu.with_state(x=new.to(mu.anchor).reshape(mu.x.shape))
     return Found(moved, solutions, distance2.to(mu.anchor).reshape(mu.batch))
 
 
-def _near(solver: Convex, own: np.ndarray, kappa: float, atoms: list[Atom]) -> Program:
-    """The program of quantiles near `own`: far from those that it was compiled at, a tilt would cost digits."""
+def _near(solver: Convex, item: int, own: np.ndarray, kappa: float, atoms: list[Atom]) -> Program:
+    """The program of quantiles near `own`.
+
+    Far from those that it was compiled at, a tilt would cost digits, and gaps that have changed more than twofold are
+    no longer near 1 in its cones.
+    """
 
     def fits(program: Program) -> bool:
-        return bool(kappa * np.square(own - program.origin).sum() <= DRIFT * len(own))
+        ratio = np.diff(own) / np.maximum(np.diff(program.origin), 1e-300)
+        moved = kappa * np.square(own - program.origin).sum() / len(own)
+        return bool(moved <= DRIFT and ratio.max(initial=1) <= 2 and ratio.min(initial=1) >= 0.5)
 
-    return solver.program((Quantiles, len(own), structure(atoms)), lambda: quantile_program(own, atoms), fits)
+    key = (Quantiles, len(own), item, structure(atoms))
+    return solver.program(key, lambda: quantile_program(own, atoms), fits)
 
 
 def _tensor(values: Sequence[Any], mu: Measure, dtype: torch.dtype) -> Tensor:

@@ -41,8 +41,9 @@ class Program:
     """A program compiled once and solved again with other numbers in its parameters; `plan` may be a Markov kernel.
 
     `balance` is its constraint plan's marginal − masses of the new cells = 0, whose multiplier is the potential.
-    `tilted` is a variable, measured from `origin`, to which `solve` can add a linear cost. A parameter would do that
-    too, but CVXPY compiles in a time proportional to variables × parameters, so that few are to be vectors.
+    `tilted` is a variable, measured from `origin` in a `unit`, to which `solve` can add a linear cost. A parameter
+    would do that too, but CVXPY compiles in a time proportional to variables × parameters, so that few are to be
+    vectors. The objective is that of the step times `scale`.
     """
 
     problem: Any
@@ -52,6 +53,8 @@ class Program:
     balance: Any = None
     tilted: Any = None
     origin: Any = None
+    unit: float = 1.0
+    scale: float = 1.0
 
     def solve(
         self, values: Sequence[Numbers], solver: str, options: dict[str, Any], tilt: np.ndarray | None = None
@@ -62,7 +65,7 @@ class Program:
         if tilt is not None:
             data = self._add_tilt(data, tilt)
         raw = chain.solve_via_data(self.problem, data, solver_opts=dict(options))
-        status, residual = self._unpack(raw, chain, inverse), _residual(raw)
+        status, residual = self._unpack(raw, chain, inverse), _residual(raw, self.scale)
         lost = status == "optimal_inaccurate" and residual > USABLE
         stats = self.problem.solver_stats
         return Solution(
@@ -78,7 +81,7 @@ class Program:
     def _add_tilt(self, data: dict[str, Any], tilt: np.ndarray) -> dict[str, Any]:
         start = data["param_prob"].var_id_to_col[self.tilted.id]
         cost = data["c"].copy()
-        cost[start : start + len(tilt)] += tilt
+        cost[start : start + len(tilt)] += self.unit * tilt
         return data | {"c": cost}
 
     def _unpack(self, raw: Any, chain: Any, inverse: Any) -> str:
@@ -171,11 +174,13 @@ def quantile_program(near: np.ndarray, atoms: Sequence[Atom]) -> Program:
     """
     import cvxpy as cp
 
+    unit = float(np.std(near) / len(near) ** 0.5) or 1.0
     shift, kappa = cp.Variable(len(near)), cp.Parameter(nonneg=True)
-    x = near + shift
+    x = near + unit * shift
     energy, held, more = _build(atoms, x)
-    problem = cp.Problem(cp.Minimize(kappa * cp.sum_squares(shift) + energy), [cp.diff(x) >= 0, *held])
-    return Program(problem, x, None, (kappa, *more), tilted=shift, origin=near)
+    order = [] if any(atom.ordered for atom in atoms) else [cp.diff(x) >= 0]
+    problem = cp.Problem(cp.Minimize(kappa * cp.sum_squares(unit * shift) + energy), order + held)
+    return Program(problem, x, None, (kappa, *more), tilted=shift, origin=near, unit=unit, scale=len(near))
 
 
 def feasibility_program(mu: Density | Quantiles, atoms: Sequence[Atom], data: Sequence[Numbers]) -> Program:
@@ -221,10 +226,10 @@ def _parameter(value: float | Tensor) -> Any:
     return cp.Parameter(value.shape[-1]) if isinstance(value, Tensor) else cp.Parameter(nonneg=True)
 
 
-def _residual(raw: Any) -> float:
-    """Of Clarabel's solution; NaN from solvers that do not report one."""
+def _residual(raw: Any, scale: float) -> float:
+    """Of Clarabel's solution, its objective being `scale` times that of the step; NaN from other solvers."""
     names = ("obj_val", "obj_val_dual", "r_prim", "r_dual")
     if not all(hasattr(raw, name) for name in names):
         return float("nan")
     primal, dual, feasibility, stationarity = (float(getattr(raw, name)) for name in names)
-    return max(abs(primal - dual) / max(1.0, abs(primal)), feasibility, stationarity)
+    return max(abs(primal - dual) / max(scale, abs(primal)), feasibility, stationarity)

@@ -322,9 +322,9 @@ def test_a_batch_equals_single_runs():
 
 def test_a_batch_of_quantiles_and_single_precision():
     mu = Quantiles(torch.stack([uniform(15).x[:, 0], 3 * uniform(15).x[:, 0]]).float())
-    out = SOLVER(Entropy(), Wasserstein(), mu, 0.3)
+    out = PRECISE(Entropy(), Wasserstein(), mu, 0.3)
     assert out.mu.x.dtype == torch.float32 and out.stats.residual.shape == (2,)
-    alone = SOLVER(Entropy(), Wasserstein(), Quantiles(mu.x[1, :, 0].double()), 0.3)
+    alone = PRECISE(Entropy(), Wasserstein(), Quantiles(mu.x[1, :, 0].double()), 0.3)
     torch.testing.assert_close(out.mu.x[1].double(), alone.mu.x, rtol=0, atol=1e-5)
 
 
