@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ from .measures import Density, Grid, Measure
 from .measures.fourier import transfer
 from .measures.trigonometric import at_centres, cell_averages, wave_numbers
 from .pairwise import Slope
-from .solvers import Out, Stats
+from .solvers import ConvergenceWarning, Out, Stats
 from .steps import Step, step_size
 
 NEGATIVE = 1e-6  # the most mass below 0 that is cut
+RESOLVED = 1e-3  # the largest of the highest quarter of modes, over the mean, where the grid resolves a density
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +32,9 @@ class PseudoSpectral(Step):
     averages go in and come out, exactly. In time, the diffusion is exact and the drift is taken by the exponential
     Runge–Kutta method of order 4 (Cox, Matthews 2002, "ETDRK4"; Kassam, Trefethen 2005); a `Varying` F keeps the order.
 
-    Mass is kept to rounding. Nothing keeps ρ positive but resolution: what falls below 0 is cut, its mass reported as
-    the `residual` of the step's stats, and ValueError raised when that is more than 1e-6. tau is bounded by the drift,
+    Mass is kept to rounding. Nothing keeps ρ positive but resolution: what falls below 0 is cut, with ValueError when
+    its mass is above 1e-6. The step's stats have as `residual` the largest of that mass and of the highest quarter of
+    modes, which shows the error in space; where these are above 1e-3 of the mean it warns. tau is bounded by the drift,
     to about h/max|v|, and not by the diffusion.
 
     >>> import torch, otprox as ox
@@ -55,9 +58,7 @@ class PseudoSpectral(Step):
         parts = _at_times(self.F, mu, t0, (t0 + t1) / 2, t1)
         v = torch.fft.rfftn(at_centres(mu.values, grid), dim=_axes(grid))
         weights = _weights(grid, parts[0].diffusion, tau, mu.values.dtype, mu.values.device)
-        new = _etdrk4(v, parts, weights)
-        values = torch.fft.irfftn(new, s=grid.shape, dim=_axes(grid))
-        return _positive(cell_averages(values, grid), mu, t0)
+        return _finished(_etdrk4(v, parts, weights), mu, t0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,19 +190,41 @@ def _periodic_grid(mu: Measure) -> Grid:
     return mu.grid
 
 
-def _positive(values: Tensor, mu: Density, t: float) -> Out:
-    """Cell averages with what is negative cut and the mass restored; ValueError beyond `NEGATIVE`, or not finite."""
-    over = _axes(mu.grid)
+@lru_cache(maxsize=8)
+def _highest(grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Which modes are in the highest quarter along some axis, (*modes)."""
+    lines = wave_numbers(grid, torch.empty((), dtype=dtype, device=device))
+    high = [k.abs() * h > 0.745 * torch.pi for k, h in zip(lines, grid.spacing, strict=True)]
+    return torch.stack(torch.broadcast_tensors(*high)).any(0)
+
+
+def _finished(modes: Tensor, mu: Density, t: float) -> Out:
+    """The Density with these modes: what is negative cut and the mass restored, ValueError beyond `NEGATIVE`."""
+    grid, over = mu.grid, _axes(mu.grid)
+    values = cell_averages(torch.fft.irfftn(modes, s=grid.shape, dim=over), grid)
     if not values.isfinite().all():
         raise ValueError(f"PseudoSpectral at t = {t:g} gave values that are not finite: take smaller steps")
     kept = values.clamp_min(0)
-    cut = (kept - values).sum(over) * mu.grid.volume
+    cut = (kept - values).sum(over) * grid.volume
     if cut.max() > NEGATIVE:
         raise ValueError(
             f"PseudoSpectral at t = {t:g} gave a density with the mass {-cut.max().item():.3g} below 0: the grid does "
             "not resolve it, or the step size is too large. Use more cells or smaller steps; Forward keeps signs"
         )
     kept = kept * (values.sum(over, keepdim=True) / kept.sum(over, keepdim=True))
-    unknown = torch.full_like(cut, torch.nan)
-    done, steps = torch.ones_like(cut, dtype=torch.bool), torch.ones_like(cut, dtype=torch.int64)
-    return Out(mu.with_state(values=kept), Stats(done, steps, cut, unknown, unknown))
+    high = torch.where(_highest(grid, values.dtype, values.device), modes.abs(), 0).amax(over) / values.sum(over)
+    return Out(mu.with_state(values=kept), _stats(high, cut))
+
+
+def _stats(high: Tensor, cut: Tensor) -> Stats:
+    """Stats that do not count as converged, with a warning, where the highest modes are above `RESOLVED`."""
+    unknown, one = torch.full_like(cut, torch.nan), torch.ones_like(cut, dtype=torch.int64)
+    stats = Stats(high <= RESOLVED, one, torch.maximum(high, cut), unknown, unknown)
+    if not stats.converged.all():
+        warnings.warn(
+            f"PseudoSpectral: the grid does not resolve the density, its highest modes are {high.max().item():.0e} of "
+            "the mean; use more cells",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    return stats

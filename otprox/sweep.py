@@ -100,7 +100,8 @@ def sweep(
             book.keep(name, outcome)
     except KeyboardInterrupt:
         warnings.warn(f"interrupted; {len(book.found)} of {len(names)} points are done", stacklevel=2)
-    book.write()
+    finally:
+        book.write()
     failed = {name: book.errors[name] for name in names if name in book.errors}
     if failed:
         name, message = next(iter(failed.items()))

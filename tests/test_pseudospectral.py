@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -115,7 +116,9 @@ def test_spectral_in_space():
     state = ox.exact.kuramoto.Kuramoto(K).minimiser()
     errors = []
     for n in (10, 14, 18):
-        final = run(kuramoto(K), wave(circle(n), 0.9), 20.0, 0.05).final
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ox.solvers.ConvergenceWarning)
+            final = run(kuramoto(K), wave(circle(n), 0.9), 20.0, 0.05).final
         errors.append(abs(ox.observe.order()(ox.Tick(0, 0.0, 1.0, final, final, None)).item() - state.r[0]))
     assert errors[1] < errors[0] / 50 and errors[2] < errors[1] / 50
 
@@ -132,6 +135,18 @@ def test_attraction_in_a_well_keeps_gaussians(lower):
     rest, v = 1 / (a + b), start.cov.diagonal()
     want = ox.Gaussian(start.mean * math.exp(-a * t), torch.diag(rest + (v - rest) * math.exp(-2 * (a + b) * t)))
     torch.testing.assert_close(final.values, want.to_density(grid).values, rtol=0, atol=2e-7)
+
+
+def test_a_coarse_grid_says_so():
+    """At K = 2 mode 3 of the stationary state is I₃(2Kr)/I₀(2Kr) = 20%, the last that 8 cells see of a cosine."""
+    state, grid = ox.exact.kuramoto.Kuramoto(2.0).minimiser(), circle(8)
+    q = state.density(grid.points(torch.ones(()))[:, 0])
+    mu = ox.Density(trigonometric.cell_averages(q / q.mean() / CIRCLE, grid), grid)
+    with pytest.warns(ox.solvers.ConvergenceWarning, match="does not resolve the density, its highest modes are"):
+        stats = ox.PseudoSpectral(kuramoto(2.0))(mu, 0.0, 0.01).stats
+    assert not stats.converged and stats.residual.item() == pytest.approx(0.2, abs=0.01)
+    fine = ox.PseudoSpectral(kuramoto(2.0))(wave(circle(64), 0.5), 0.0, 0.01).stats
+    assert fine.converged and fine.residual < 1e-12
 
 
 def test_a_batch_is_single_runs():

@@ -208,12 +208,16 @@ class State:
 
     @property
     def stable(self) -> bool:
-        """Whether q is linearly stable (up to rotations)."""
-        return self.gap > 0
+        """Whether L_q has no positive eigenvalue, up to rounding."""
+        return self.gap > -1e-11 * self._modes**2
+
+    @property
+    def _modes(self) -> int:
+        return self.model._resolution // 4
 
     def _eigenvalues(self, modes: int | None) -> tuple[Tensor, Tensor]:
         """Those of even and of odd eigenfunctions."""
-        n = modes or self.model._resolution // 4
+        n = modes or self._modes
         model, k = self.model, torch.arange(1, n + 1)
         r = torch.cat([torch.ones(1, dtype=torch.float64), model.moments(self.moments, 2 * n)])
         pull = torch.zeros(2 * n + 1, dtype=torch.float64)  # k·a_|k| at k ≥ 0, odd in k

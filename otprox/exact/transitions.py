@@ -47,9 +47,9 @@ def transition(coefficients: Sequence[float]) -> Transition:
         raise ValueError(
             f"no coefficient is positive in {tuple(coefficients)}: the uniform state minimises for every K"
         )
-    attractive = Kuramoto(1.0, [max(a, 0.0) for a in model.coefficients])
-    best = min(_wells(attractive), key=lambda well: well[0], default=(math.inf, ()))
-    jumps = best[0] < model.threshold * (1 - 1e-14)
+    attractive = Kuramoto(1.0, [max(a, 0.0) * model.threshold for a in model.coefficients])  # the largest is 1
+    lowest, r = min(_wells(attractive), key=lambda well: well[0], default=(math.inf, ()))
+    jumps = lowest < 1 - 1e-14
     if jumps and min(model.coefficients) < 0:
         raise ValueError(
             f"without its negative coefficients {model.coefficients} changes phase by a jump: K_c with them is not "
@@ -57,7 +57,7 @@ def transition(coefficients: Sequence[float]) -> Transition:
         )
     if not jumps:
         return Transition(model.threshold, (0.0,) * len(model.coefficients), model.threshold)
-    return Transition(best[0], best[1], model.threshold)
+    return Transition(lowest * model.threshold, r, model.threshold)
 
 
 def triple_point() -> Transition:

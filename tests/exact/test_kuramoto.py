@@ -145,6 +145,22 @@ def test_no_energy_is_negative_below_the_transition(a: list[float]):
     assert at.K <= at.threshold == 1 / max(a)
 
 
+@pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
+def test_coefficients_and_coupling_scale_together(scale: float):
+    at, want = transition([scale, 0.86 * scale, 0.9 * scale]), transition([1.0, 0.86, 0.9])
+    assert at.K * scale == pytest.approx(want.K, rel=1e-12) and at.r == pytest.approx(want.r, abs=1e-9)
+    assert not want.continuous and at.threshold == 1 / scale
+
+
+def test_three_harmonics_jump_early():
+    """Where K_c is far from what small moments say: the minimiser is not uniform from there on."""
+    a = (0.23151707267886495, 0.1991227761024273, 0.20827462089655358)
+    at = transition(a)
+    assert not at.continuous and at.K < 0.85 * at.threshold
+    assert Kuramoto(at.K * (1 - 1e-7), a).minimiser().uniform
+    assert Kuramoto(at.K * (1 + 1e-7), a).minimiser().r == pytest.approx(at.r, abs=1e-4)
+
+
 def test_a_single_higher_harmonic_is_kuramoto_again():
     """q(θ) → q(3θ): r_3 at (0, 0, a) is r at K a."""
     state = Kuramoto(0.75, (0.0, 0.0, 2.0)).minimiser()
