@@ -213,8 +213,8 @@ class Chain(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Strang(Step):
-    """Half of a, all of b, half of a: second order exactly when both parts are."""
+class Split(Step):
+    """Two steps over parts of the interval."""
 
     a: Step
     b: Step
@@ -223,32 +223,33 @@ class Strang(Step):
         _check_steps(self.a, self.b)
 
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
-        mid = (t0 + t1) / 2
-        return _run(mu, [(self.a, t0, mid), (self.b, t0, t1), (self.a, mid, t1)], last)
+        return _run(mu, self._legs(t0, (t0 + t1) / 2, t1), last)
 
     def generators(self) -> tuple[torch.Generator, ...]:
         return _generators(self.a, self.b)
 
+    @abstractmethod
+    def _legs(self, t0: float, mid: float, t1: float) -> list[tuple[Step, float, float]]:
+        """Steps with their intervals, in order."""
+
 
 @dataclass(frozen=True, eq=False)
-class Halves(Step):
+class Strang(Split):
+    """Half of a, all of b, half of a: second order exactly when both parts are."""
+
+    def _legs(self, t0: float, mid: float, t1: float) -> list[tuple[Step, float, float]]:
+        return [(self.a, t0, mid), (self.b, t0, t1), (self.a, mid, t1)]
+
+
+@dataclass(frozen=True, eq=False)
+class Halves(Split):
     """a over the first half of the interval, b over the second.
 
     Halves(Forward(F), Backward(F)) is second order, and so is the other way round: the trapezoidal and midpoint rules.
     """
 
-    a: Step
-    b: Step
-
-    def __post_init__(self) -> None:
-        _check_steps(self.a, self.b)
-
-    def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
-        mid = (t0 + t1) / 2
-        return _run(mu, [(self.a, t0, mid), (self.b, mid, t1)], last)
-
-    def generators(self) -> tuple[torch.Generator, ...]:
-        return _generators(self.a, self.b)
+    def _legs(self, t0: float, mid: float, t1: float) -> list[tuple[Step, float, float]]:
+        return [(self.a, t0, mid), (self.b, mid, t1)]
 
 
 def check_nouns(step: str, F: Any, metric: Any) -> None:

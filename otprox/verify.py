@@ -169,28 +169,14 @@ def _fixed_points() -> list[Case]:
 
         return error
 
+    unbiased, lawful = "stationary covariance is the target's", "stationary covariance Q(I − τQ⁻¹/2)⁻¹"
+    cases: dict[str, tuple[str, Callable[[float], float]]] = {
+        "forward-backward": (unbiased, stationary(lambda V, pi: schemes.proximal_gradient(V), lambda pi, tau: pi)),
+        "JKO": (unbiased, stationary(lambda V, pi: schemes.jko(pi), lambda pi, tau: pi)),
+        "Langevin": (lawful, stationary(lambda V, pi: schemes.langevin(V), exact.gaussian.ula_stationary)),
+    }
     return [
-        Case(
-            "bias: forward-backward",
-            "stationary covariance is the target's",
-            (0.3, 0.1),
-            stationary(lambda V, pi: schemes.proximal_gradient(V), lambda pi, tau: pi),
-            within=1e-10,
-        ),
-        Case(
-            "bias: JKO",
-            "stationary covariance is the target's",
-            (0.3, 0.1),
-            stationary(lambda V, pi: schemes.jko(pi), lambda pi, tau: pi),
-            within=1e-10,
-        ),
-        Case(
-            "bias: Langevin",
-            "stationary covariance Q(I − τQ⁻¹/2)⁻¹",
-            (0.3, 0.1),
-            stationary(lambda V, pi: schemes.langevin(V), lambda pi, tau: exact.gaussian.ula_stationary(pi, tau)),
-            within=1e-10,
-        ),
+        Case(f"bias: {name}", reference, (0.3, 0.1), error, within=1e-10) for name, (reference, error) in cases.items()
     ]
 
 

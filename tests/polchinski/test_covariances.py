@@ -272,3 +272,16 @@ def test_steps_refuse_a_family_that_falls():
     falling = Family(lambda t: torch.eye(2) - 0.5 * t * torch.eye(2))
     with pytest.raises(ValueError, match="does not increase at t = 0.5"):
         Backward(KL(Gaussian([0.0, 0.0], torch.eye(2))), Moving(falling))(Gaussian([0.0, 0.0], torch.eye(2)), 0.4, 0.5)
+
+
+@pytest.mark.parametrize("family", [HeatKernel, PauliVillars])
+def test_principal_coordinates(family):
+    """C_t is diagonal in η = φU, and the same matrix."""
+    M = torch.tensor([[2.0, -1.0, 0.0], [-1.0, 3.0, 0.5], [0.0, 0.5, 1.5]])
+    C, (D, U) = family(M), family(M).principal()
+    assert type(D) is family
+    for matrix, diagonal in ((C(0.4), D(0.4)), (C.rate(0.4), D.rate(0.4)), (C.increment(0.1, 2), D.increment(0.1, 2))):
+        torch.testing.assert_close(U @ diagonal @ U.mT, matrix)
+        assert not (diagonal - torch.diag(diagonal.diagonal())).any()
+    with pytest.raises(TypeError, match=r"dense M: pass M.dense\(\)"):
+        family(Spectral(torch.ones(3), Lattice(3))).principal()

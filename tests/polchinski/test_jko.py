@@ -324,7 +324,7 @@ def test_two_sites_on_a_density(form, ladder):
     2e-3 when extrapolated."""
     C, U = PAIR.principal()
     V0, masses = (lambda eta: Phi4(1.0, -1.0)(eta @ U.mT)), C.M.diagonal()
-    V = RenormalisedPotential(V0, C, HermiteSites(20))
+    V = RenormalisedPotential(V0, C, HermiteSites(14))
     options = {"reg": 0.03, "reference": "debiased"}
     step = form_a(C, **options) if form == "a" else form_b(V, **options)
     mu = ox.Density.from_log_prob(
