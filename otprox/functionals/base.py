@@ -28,7 +28,8 @@ class Functional(ABC):
     `bures_gradient`    (E ∇φ, E ∇²φ) under a Gaussian, φ = δF/δμ; by quadrature unless given  Gaussian steps
     `local`             (φ, dφ/dlog ρ) where φ depends on x and ρ(x) only; `affine` when φ is  Scaling
                         affine in log ρ, `power_law` when it is A·ρᵏ
-    `ceiling`           the largest density that F allows, 0 below it                          Scaling
+    `bounds`            the least and largest density at points, where F is a constraint only  Scaling
+    `kl_smooth`         true when F(ν) ≤ F(η) + ⟨δF/δη, ν − η⟩ + L·KL(ν | η) for some L        Scaling
     `kl_prox`           argmin_b s·F(b) + KL(b | a) on a support; from these unless given      Scaling
     `atom`              c·F as an `Atom`, a convex expression in CVXPY, or NotConvex           Convex
     `convexity`         its λ: F is λ-convex along W2 geodesics; None when not known           step-size checks
@@ -97,7 +98,7 @@ class Functional(ABC):
     def kl_prox(self, mu: Measure, log_a: Tensor, s: float) -> Tensor:
         """log b of b = argmin s·F(b) + KL(b | a) on the cells or points of mu; log densities, both (*batch, n).
 
-        Only the support of mu matters. Pointwise, and defined where every atom is `local` or a `ceiling`.
+        Only the support of mu matters. Pointwise, and defined where every atom has `local` or `bounds`.
         """
         return LocalProx.of(self, mu, s)(log_a)
 

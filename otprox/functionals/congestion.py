@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..measures import Density, Gaussian, Measure, Quantiles
@@ -46,9 +47,9 @@ class Congestion(Constraint):
             return f"bound × volume of the grid is {most:.6g}, less than the mass 1"
         return None
 
-    def ceiling(self) -> float:
-        """The largest density allowed: the KL prox of a sum is cut off there."""
-        return self.bound
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest density at points (…, n, d), (…, n) each: the KL prox of a sum is cut off there."""
+        return torch.zeros_like(x[..., 0]), torch.full_like(x[..., 0], self.bound)
 
     def convexity(self, c: float = 1.0) -> float | None:
         return 0.0 if c >= 0 else None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Interaction(Functional):
 
     W: Callable[..., Tensor]
     curvature: float | None = field(default=None, kw_only=True)
+    kl_smooth: ClassVar[bool] = True  # L = (max W − min W)/2, by Pinsker's inequality
 
     def __post_init__(self) -> None:
         if not callable(self.W):

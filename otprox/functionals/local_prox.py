@@ -24,7 +24,7 @@ class LocalProx:
     What is affine in log b (potentials, entropies) is summed once: `slope`·log b + `constant`. One power law A·bᵏ more
     is solved in closed form by the Wright function (Corless and Jeffrey 2002). What else there is, is met in value and
     slope by a power of b, whose equation the same function solves: sums of power laws take a few steps, with a bracket
-    as safeguard. Where b may not exceed a `ceiling` it is the lesser of the two: the objective is convex at each cell.
+    as safeguard. Bounds on b cut it off there: the objective is convex at each cell.
     """
 
     slope: Tensor
@@ -33,7 +33,8 @@ class LocalProx:
     others: tuple[tuple[float, Any], ...]
     points: Tensor
     name: str
-    log_ceiling: float = math.inf
+    s: float
+    bounds: tuple[Tensor, Tensor] | None = None
     cellwise: ClassVar[bool] = True
 
     @classmethod
@@ -44,10 +45,10 @@ class LocalProx:
             raise TypeError(reason)
         points = mu.points
         zero = mu.anchor.new_zeros((*mu.batch, points.shape[-2]))
-        slope, constant, others, bounds = torch.ones_like(zero), zero, [], [math.inf]
+        slope, constant, others, bounds = torch.ones_like(zero), zero, [], []
         for c, f in F.terms:
-            if offers(f, "ceiling"):
-                bounds.append(_bound(c, f))
+            if offers(f, "bounds"):
+                bounds += _bounds(c, f, points)
             elif getattr(f, "affine", False):
                 value, rate = f.local(zero, points)
                 slope, constant = slope + s * c * rate, constant + s * c * value
@@ -63,7 +64,7 @@ class LocalProx:
             )
         power = _power_law(others)
         left = () if power is not None else tuple(others)
-        return cls(slope, constant, power, left, points, name, math.log(min(bounds)))
+        return cls(slope, constant, power, left, points, name, s, _intersection(bounds, zero))
 
     def __call__(self, log_a: Tensor, near: Tensor | None = None) -> Tensor:
         """log b; `near` is a guess of it. Without one the search starts from b = 1, where every power is in range."""
@@ -75,25 +76,33 @@ class LocalProx:
             parts = (t.split(CELLS, dim) for t, dim in ((near, -1), (target, -1), (self.slope, -1), (self.points, -2)))
             solve = self._search if self.power is None else self._closed_form
             log_b = torch.cat([solve(*part) for part in zip(*parts, strict=True)], -1)
-        return log_b if self.log_ceiling == math.inf else log_b.clamp_max_(self.log_ceiling)
+        return log_b if self.bounds is None else log_b.clamp_(*self.bounds)
 
     def slope_at(self, log_b: Tensor) -> Tensor:
-        """dlog a/dlog b = 1 + s·dφ/dlog b at b, infinite where b is at its ceiling."""
+        """dlog a/dlog b = 1 + s·dφ/dlog b at b, infinite where b is at a bound."""
         rate = self.slope
         if self.power is not None:
             c, k = self.power
             rate = rate + c * k * (k * log_b).exp()
         if self.others:
             rate = rate + self._nonlinear(log_b, self.points)[1]
-        return torch.where(log_b >= self.log_ceiling, torch.inf, rate)
+        return rate if self.bounds is None else torch.where(_inside(log_b, self.bounds), rate, torch.inf)
 
     def restricted(self, average: Callable[[Tensor], Tensor], s: float) -> LocalProx:
         """The same for `s` times as strong an F on coarser cells, onto which `average` takes the values (*batch, n)."""
+        bounds = self.bounds
+        if bounds is not None:
+            bounds = average(bounds[0].exp()).log(), average(bounds[1].exp()).log()
         slope, constant = 1 + s * (average(self.slope) - 1), s * average(self.constant)
         points = average(self.points.mT).mT
         power = None if self.power is None else (s * self.power[0], self.power[1])
         others = tuple((s * c, f) for c, f in self.others)
-        return replace(self, slope=slope, constant=constant, power=power, others=others, points=points)
+        return LocalProx(slope, constant, power, others, points, self.name, s * self.s, bounds)
+
+    def tilted(self, phi: Tensor, weight: Tensor, log_nu: Tensor) -> LocalProx:
+        """The same for F + ⟨phi, b⟩ + weight·KL(b | ν), with phi and log ν (*batch, n), weight (*batch,)."""
+        slope = self.slope + self.s * weight[..., None]
+        return replace(self, slope=slope, constant=self.constant + self.s * (phi - weight[..., None] * log_nu))
 
     def _closed_form(self, near: Tensor, target: Tensor, slope: Tensor, _: Tensor) -> Tensor:
         """slope·y + c·eᵏʸ = target: with t = ky + log(ck/slope), eᵗ + t = k·target/slope + log(ck/slope)."""
@@ -127,16 +136,29 @@ class LocalProx:
 
 
 def not_local(F: Any) -> str | None:
-    """None when every atom of F has the capability `local` or `ceiling`, else which do not."""
-    missing = sorted({type(f).__name__ for _, f in F.terms if not (offers(f, "local") or offers(f, "ceiling"))})
+    """None when every atom of F has the capability `local` or `bounds`, else which do not."""
+    missing = sorted({type(f).__name__ for _, f in F.terms if not (offers(f, "local") or offers(f, "bounds"))})
     return f"{' and '.join(missing)} has no KL prox (not a function of x and ρ(x) alone)" if missing else None
 
 
-def _bound(c: float, f: Any) -> float:
+def _bounds(c: float, f: Any, points: Tensor) -> list[tuple[Tensor, Tensor]]:
     if c < 0:
         raise ValueError(f"{type(f).__name__} is a constraint, so its coefficient must not be negative: {c:g}")
-    bound: float = f.ceiling() if c > 0 else math.inf
-    return bound
+    return [f.bounds(points)] if c > 0 else []
+
+
+def _intersection(bounds: list[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Logarithms of the largest lower and the least upper bound, on densities no smaller than floating numbers."""
+    if not bounds:
+        return None
+    tiny = torch.finfo(like.dtype).tiny
+    low = reduce(torch.maximum, (low for low, _ in bounds)).to(like).clamp_min(tiny)
+    high = reduce(torch.minimum, (high for _, high in bounds)).to(like).clamp_min(tiny)
+    return low.log().expand_as(like), high.log().expand_as(like)
+
+
+def _inside(log_b: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
+    return (log_b > bounds[0]) & (log_b < bounds[1])
 
 
 def _power_law(terms: list[tuple[float, Any]]) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..domains import Box, Euclidean
 from ..functionals import Functional
+from ..functionals.base import Sum
 from ..functionals.local_prox import LocalProx, not_local
 from ..measures import Density, Measure, Particles
 from ..measures.covariance import dense
@@ -18,6 +19,7 @@ from ..metrics import Entropic, Metric, Wasserstein
 from .anderson import Anderson
 from .annealing import Level
 from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
+from .majorise import Majorised, Solution
 from .sinkhorn import Plan, Problem, Prox, half_self, iterate, pairing
 from .support import Cells, Points
 
@@ -75,51 +77,67 @@ class Scaling:
         if not isinstance(metric.base, Wasserstein):
             return f"the base {type(metric.base).__name__} acts over an interval: use metric.over(t0, t1)"
         reason = no_cells(metric.base) if isinstance(mu, Density) else no_points(mu)
-        return reason or (not_local(F) if type(F).kl_prox is Functional.kl_prox else None)
+        local, _ = split(F)
+        return reason or (not_local(local) if type(F).kl_prox is Functional.kl_prox else None)
 
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
         assert isinstance(metric, Entropic) and isinstance(mu, Density | Particles)
         check_tau(tau, F, slowest(metric.base))
         with torch.no_grad():
-            level = pose(F, metric, mu, tau)
-            found = self._solve(level, _warm(level.problem, last), self.tol)
-            nu = mu.with_log_prob(found.plan.log_nu)
-            value = Transport.of(level.problem, found.plan, last)
-        distance2 = metric.reg * value.cost
+            found, nu, value = self._minimise(F, metric, mu, tau, last)
+        plan, distance2 = found.plan, metric.reg * value.cost
         stats = Stats(
             converged=found.converged,
             iterations=found.iterations,
-            residual=found.plan.residual,
+            residual=found.residual,
             objective=F(nu) + (distance2 + metric.reg * value.envelope(mu.masses)) / (2 * tau),
             distance2=distance2,
-            message=f"marginal error, fastest growth {found.plan.growth.max().item():.2g}",
+            message=f"marginal error, fastest growth {plan.growth.max().item():.2g}",
             warm=value.warm,
-            potentials=(metric.reg * found.plan.log_u, metric.reg * found.plan.log_v),
+            potentials=(metric.reg * plan.log_u, metric.reg * plan.log_v),
         )
         advice = "raise max_iter or tol, take a larger reg or a smaller tau, or the reference 'lebesgue'"
         return Out(nu, report(stats, self, advice, self.on_failure))
 
-    def _solve(self, level: Level, warm: Tensor | None, tol: float) -> Solution:
+    def _minimise(
+        self, F: Functional, metric: Entropic, mu: Density | Particles, tau: float, last: Any
+    ) -> tuple[Solution, Density | Particles, Transport]:
+        local, smooth = split(F)
+        level = pose(local, metric, mu, tau)
+        warm = _warm(level.problem, last)
+        if smooth is None:
+            found = self._solve(level, warm, self.tol)[0]
+            return found, mu.with_log_prob(found.plan.log_nu), Transport.of(level.problem, found.plan, last)
+
+        def energy(plan: Plan) -> Tensor:
+            cost = Transport.of(level.problem, plan, last).cost
+            return F(mu.with_log_prob(plan.log_nu)) + metric.reg / (2 * tau) * cost
+
+        start = F(mu) + metric.reg / (2 * tau) * staying(level.problem)
+        descent = Majorised(smooth, energy, mu, self.tol, self.max_iter)
+        found = descent.minimise(level, lambda level, warm: self._solve(level, warm, self.tol)[0], warm, start)
+        return found, mu.with_log_prob(found.plan.log_nu), Transport.of(level.problem, found.plan, last)
+
+    def _solve(self, level: Level, warm: Tensor | None, tol: float) -> tuple[Solution, Anderson]:
         """From the potentials of the step before if any, else from the solution of a rougher level, and so on."""
         problem, mixer = level.problem, Anderson(self.memory)
         rough: Tensor | int = 0
         rougher = level.rougher() if warm is None else None
         if rougher is not None:
-            found = self._solve(rougher, None, level.enough(rougher, tol))
-            warm, mixer, rough = level.refined(found.plan, rougher), level.mixer(rougher, found.mixer), found.iterations
+            found, history = self._solve(rougher, None, level.enough(rougher, tol))
+            warm, mixer, rough = level.refined(found.plan, rougher), level.mixer(rougher, history), found.iterations
         plan, converged, iterations = iterate(problem, problem.start(warm), mixer, tol, self.max_iter)
-        return Solution(plan, mixer, converged, iterations + rough)
+        return Solution(plan, converged, iterations + rough, plan.residual), mixer
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """Where the loop stopped, and what it knows of its slow modes."""
-
-    plan: Plan
-    mixer: Anderson
-    converged: Tensor
-    iterations: Tensor
+def split(F: Functional) -> tuple[Functional, Functional | None]:
+    """F as what has a KL prox, and the rest, which is smooth relative to KL; None when there is no such rest."""
+    smooth = [(c, f) for c, f in F.terms if getattr(f, "kl_smooth", False)]
+    if not smooth:
+        return F, None
+    local = [(c, f) for c, f in F.terms if not getattr(f, "kl_smooth", False)]
+    return Sum(tuple(c * f for c, f in local)), Sum(tuple(c * f for c, f in smooth))
 
 
 def no_cells(base: Wasserstein) -> str | None:
@@ -156,6 +174,16 @@ def pose(F: Functional, metric: Entropic, mu: Density | Particles, tau: float) -
     prox: Prox = LocalProx.of(F, mu, s) if not_local(F) is None else Own(F, mu, s)
     problem = Problem(support.kernel(metric.reg), mu.log_prob(), prox, metric.reference)
     return Level(problem, support, metric.reg)
+
+
+def staying(problem: Problem) -> Tensor:
+    """OT(μ, μ)/reg as the reference defines it, (*batch,)."""
+    if problem.reference == "debiased":
+        return torch.zeros_like(problem.log_mu[..., 0])
+    twice = 2 * half_self(problem.kernel, problem.log_mu, None)[0]
+    if problem.reference == "lebesgue":
+        return twice
+    return twice - 2 * pairing(problem.log_mu, problem.log_mu, problem.kernel.volumes[0])
 
 
 @dataclass(frozen=True, eq=False)

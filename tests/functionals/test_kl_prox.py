@@ -94,7 +94,7 @@ def test_a_power_law_takes_one_step_and_a_check():
             return PorousMedium(2.5).local(log_rho, x)
 
     one = torch.ones(400)
-    prox = LocalProx(one, well(MU.points), None, ((3.0, Counting()),), MU.points, "counting")
+    prox = LocalProx(one, well(MU.points), None, ((3.0, Counting()),), MU.points, "counting", 1.0)
     prox(LOG_A)
     assert len(calls) == 2
 
