@@ -14,7 +14,8 @@ from .functionals import KL, Functional
 from .kernels import Kernel
 from .measures import Density, Gaussian, Measure, Spectral, distance, trigonometric
 from .measures.covariance import factor_inverse, solve_rows, trace
-from .metrics import Metric, Stein, Wasserstein
+from .metrics import Entropic, Metric, Stein, Wasserstein
+from .solvers import entropic_cost
 
 
 def mass(tick: Tick) -> Tensor:
@@ -92,6 +93,15 @@ def w2(target: Measure, metric: Metric | None = None) -> Observer:
     `gelbrich` gives a lower bound. `metric` Wasserstein(Q) changes the cost to ⟨z, Q⁻¹z⟩.
     """
     return lambda tick: distance2(tick.after, target, metric, tick).clamp_min(0).sqrt()
+
+
+def sinkhorn(target: Measure, reg: float, metric: Wasserstein | None = None) -> Observer:
+    """The Sinkhorn divergence OT(μ, σ) − ½OT(μ, μ) − ½OT(σ, σ) to the target σ, not its root; near W2² for small reg.
+
+    Between Densities on one grid, or Particles in any dimension, with memory linear in their number.
+    """
+    entropic = Entropic(reg, "debiased", metric or Wasserstein())
+    return lambda tick: entropic_cost(tick.after, target, entropic)
 
 
 def gelbrich(target: Measure) -> Observer:

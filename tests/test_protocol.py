@@ -174,7 +174,7 @@ def test_solvers(cls):
     solver, worked = cls(*ARGUMENTS.get(cls.__name__, ())), 0
     for functional in (*FUNCTIONALS.values(), ox.KL(spectral(0.8))):
         F = functional.at(1.0)
-        for metric in (ox.Wasserstein(), ox.Entropic(0.2)):
+        for metric in (ox.Wasserstein(), ox.Entropic(0.2), ox.Entropic(0.2, "debiased")):
             for mu in (*MEASURES.values(), spectral(1.3)):
                 reason = solver.supports(F, metric, mu)
                 assert reason is None or (isinstance(reason, str) and len(reason) > 10)

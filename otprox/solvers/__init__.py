@@ -8,10 +8,12 @@ from .convex import Convex, FrozenWarning
 from .descent import Descent
 from .feature_basis import Basis, Cosines, Hermite
 from .features import Features
+from .free_support import FreeSupport
 from .gaussian_map import GaussianMap
 from .modes import Modes
 from .quantile import Quantile
 from .scaling import Scaling
+from .static import entropic_cost
 
 __all__ = [
     "Basis",
@@ -23,6 +25,7 @@ __all__ = [
     "Cosines",
     "Descent",
     "Features",
+    "FreeSupport",
     "FrozenWarning",
     "GaussianMap",
     "Hermite",
@@ -33,5 +36,6 @@ __all__ = [
     "Solver",
     "Stats",
     "choose",
+    "entropic_cost",
     "explain",
 ]

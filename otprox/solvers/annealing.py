@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .anderson import Anderson
-from .sinkhorn import Plan, Problem
+from .sinkhorn import Plan, Problem, Solution, iterate
 from .support import Support
 
 NARROW = 0.02  # the largest reg to start from, as part of the largest cost
@@ -66,6 +66,18 @@ class Level:
 
     def _up(self, rougher: Level) -> Callable[[Tensor], Tensor]:
         return (lambda f: f) if rougher.support is self.support else self.support.interpolate
+
+
+def solve(level: Level, x: Tensor | None, tol: float, max_iter: int, memory: int) -> tuple[Solution, Anderson]:
+    """From the potentials x if given, else from the solution of a rougher level, and so on."""
+    problem, mixer = level.problem, Anderson(memory)
+    rough: Tensor | int = 0
+    rougher = level.rougher() if x is None else None
+    if rougher is not None:
+        found, history = solve(rougher, None, level.enough(rougher, tol), max_iter, memory)
+        x, mixer, rough = level.refined(found.plan, rougher), level.mixer(rougher, history), found.iterations
+    plan, converged, iterations = iterate(problem, problem.start(x), mixer, tol, max_iter)
+    return Solution(plan, converged, iterations + rough, plan.residual), mixer
 
 
 def _fine(support: Support | None, reg: float) -> bool:

@@ -9,11 +9,12 @@ from .base import Solver
 from .bures import Bures
 from .convex import Convex
 from .descent import Descent
+from .free_support import FreeSupport
 from .modes import Modes
 from .quantile import Quantile
 from .scaling import Scaling
 
-ORDER: list[Solver] = [Bures(), Modes(), Quantile(), Scaling(), Convex(), Descent()]
+ORDER: list[Solver] = [Bures(), Modes(), Quantile(), Scaling(), FreeSupport(), Convex(), Descent()]
 
 
 def choose(F: Functional, metric: Metric, mu: Measure) -> Solver:

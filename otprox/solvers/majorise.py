@@ -12,19 +12,9 @@ from ..functionals import Functional
 from ..functionals.local_prox import LocalProx
 from ..measures import Density, Particles
 from .annealing import Level
-from .sinkhorn import Plan
+from .sinkhorn import Plan, Solution
 
-Solve = Callable[[Level, Tensor | None], "Solution"]
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """Where the loop stopped, and how."""
-
-    plan: Plan
-    converged: Tensor
-    iterations: Tensor
-    residual: Tensor
+Solve = Callable[[Level, Tensor | None], Solution]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,11 +16,10 @@ from ..functionals.local_prox import LocalProx, not_local
 from ..measures import Density, Measure, Particles
 from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein
-from .anderson import Anderson
-from .annealing import Level
+from .annealing import Level, solve
 from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
-from .majorise import Majorised, Solution
-from .sinkhorn import Plan, Problem, Prox, half_self, iterate, pairing
+from .majorise import Majorised
+from .sinkhorn import Plan, Problem, Prox, Solution, half_self, pairing
 from .support import Cells, Points
 
 
@@ -107,7 +106,7 @@ class Scaling:
         level = pose(local, metric, mu, tau)
         warm = _warm(level.problem, last)
         if smooth is None:
-            found = self._solve(level, warm, self.tol)[0]
+            found = self._solve(level, warm)
             return found, mu.with_log_prob(found.plan.log_nu), Transport.of(level.problem, found.plan, last)
 
         def energy(plan: Plan) -> Tensor:
@@ -116,19 +115,11 @@ class Scaling:
 
         start = F(mu) + metric.reg / (2 * tau) * staying(level.problem)
         descent = Majorised(smooth, energy, mu, self.tol, self.max_iter)
-        found = descent.minimise(level, lambda level, warm: self._solve(level, warm, self.tol)[0], warm, start)
+        found = descent.minimise(level, self._solve, warm, start)
         return found, mu.with_log_prob(found.plan.log_nu), Transport.of(level.problem, found.plan, last)
 
-    def _solve(self, level: Level, warm: Tensor | None, tol: float) -> tuple[Solution, Anderson]:
-        """From the potentials of the step before if any, else from the solution of a rougher level, and so on."""
-        problem, mixer = level.problem, Anderson(self.memory)
-        rough: Tensor | int = 0
-        rougher = level.rougher() if warm is None else None
-        if rougher is not None:
-            found, history = self._solve(rougher, None, level.enough(rougher, tol))
-            warm, mixer, rough = level.refined(found.plan, rougher), level.mixer(rougher, history), found.iterations
-        plan, converged, iterations = iterate(problem, problem.start(warm), mixer, tol, self.max_iter)
-        return Solution(plan, converged, iterations + rough, plan.residual), mixer
+    def _solve(self, level: Level, x: Tensor | None) -> Solution:
+        return solve(level, x, self.tol, self.max_iter, self.memory)[0]
 
 
 def split(F: Functional) -> tuple[Functional, Functional | None]:

@@ -67,7 +67,8 @@ class Problem:
         """Potentials to start from, v = d = 1 for None; none so small that multiplying could not bring it back."""
         blocks = 2 if self.reference == "debiased" else 1
         if x is None:
-            return self.log_mu.new_zeros((*self.log_mu.shape[:-1], blocks * self.log_mu.shape[-1]))
+            like = self.prox.log_nu if isinstance(self.prox, Marginal) else self.log_mu
+            return like.new_zeros((*like.shape[:-1], blocks * like.shape[-1]))
         if self.reference == "lebesgue":
             return x
         parts = x.unflatten(-1, (blocks, -1))
@@ -136,6 +137,16 @@ class Plan:
     def weights(self) -> Tensor:
         """ν, in whose L2 space the linearised iteration is self-adjoint, for each block of unknowns."""
         return self.nu if self.log_d is None else torch.cat([self.nu, self.nu], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Where the loop stopped, and how."""
+
+    plan: Plan
+    converged: Tensor
+    iterations: Tensor
+    residual: Tensor
 
 
 def iterate(problem: Problem, x: Tensor, mixer: Anderson, tol: float, max_iter: int) -> tuple[Plan, Tensor, Tensor]:

@@ -454,10 +454,10 @@ def test_not_converging_is_said():
         (Entropy(), Wasserstein(), normal(0, 1), "not Wasserstein"),
         (Entropy(), Entropic(0.1), Gaussian([0.0], [[1.0]]), "not on Gaussian"),
         (
-            Entropy() + Interaction(lambda z: z.square().sum(-1)),
+            Entropy() + ox.Blob(0.5),
             Entropic(0.1),
             normal(0, 1),
-            "Interaction has no KL prox",
+            "Blob has no KL prox",
         ),
         (
             Entropy(),
@@ -590,3 +590,37 @@ def test_anderson_forgets_item_by_item():
     out = mixer.extrapolate(x, x.sin(), one, torch.tensor([True, False]))
     torch.testing.assert_close(out[0], x[0].sin())
     assert not torch.allclose(out[1], x[1].sin())
+
+
+# --------------------------------------------------------------------------------------------- energies that interact
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_quadratic_interaction_is_a_potential_about_the_mean(reference: str):
+    """½∬½|x − y|² = ½∫|x − m|² where the mean m does not move."""
+    mu, metric, tau = normal(0.4, 0.8, Grid(-7.0, 7.0, 140)), Entropic(0.2, reference), 0.3
+    attraction = Interaction(lambda z: 0.5 * z.square().sum(-1))
+    nu, stats = Scaling()(0.5 * Entropy() + attraction, metric, mu, tau)
+    potential = Potential(lambda x: 0.5 * (x[..., 0] - 0.4).square())
+    expected, other = Scaling()(0.5 * Entropy() + potential, metric, mu, tau)
+    torch.testing.assert_close(nu.values, expected.values, rtol=0, atol=1e-6)
+    assert stats.objective.item() == pytest.approx(other.objective.item(), abs=1e-8)
+    assert moments(nu)[1] == pytest.approx(entropic_variance(0.8, 1.0, tau, 0.2, reference, 0.5), abs=1e-6)
+
+
+@pytest.mark.parametrize(("reference", "strength"), [("lebesgue", 40.0), ("debiased", 1.0)])
+def test_repulsion_is_minimised_by_majorants(reference: str, strength: float):
+    """Repulsion, weak and so strong that plain linearisation overshoots: a minimum, below every neighbour."""
+    grid, reg, tau = Grid(0.0, 1.0, 40), 0.03, 0.1
+    mu = normal(0.45, 0.02, grid)
+    F = 0.1 * Entropy() + strength * Interaction(lambda z: torch.exp(-z.square().sum(-1) / 0.02))
+    nu, stats = Scaling(tol=1e-7)(F, Entropic(reg, reference), mu, tau)
+    assert stats.converged and stats.residual <= 1e-7
+    stay = F(mu).item() + dense_ot(mu.values, mu.values, grid, reg, reference) / (2 * tau)
+    assert stats.objective.item() < stay
+    bump = torch.randn(40, generator=torch.Generator().manual_seed(1)) * nu.values
+    bump = bump - bump.mean() * nu.values
+    for size in (-0.02, 0.02):
+        near = Density(nu.values + size * bump, grid)
+        value = F(near).item() + dense_ot(mu.values, near.values, grid, reg, reference) / (2 * tau)
+        assert value > stats.objective.item() + 1e-9
