@@ -4,6 +4,7 @@ from .bandwidth import Bandwidth, Fixed, Median
 from .base import Combination, Kernel, Radial, RadialCombination, Stationary, StationaryCombination
 from .bilinear import Bilinear
 from .radial import RBF, Energy, InverseMultiquadric, Laplace, Riesz
+from .random_batch import RandomBatch
 from .rescaled import Rescaled
 from .sliced import Sliced
 from .torus import Cosine, PeriodicRBF, Sobolev, Trigonometric
@@ -24,6 +25,7 @@ __all__ = [
     "PeriodicRBF",
     "Radial",
     "RadialCombination",
+    "RandomBatch",
     "Rescaled",
     "Riesz",
     "Sliced",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..domains import Domain, Euclidean
-from ..kernels import Stationary
+from ..kernels import RandomBatch, Stationary
+from .batches import random_sum
 from .generic import GenericSums
 from .routes import route
 from .tiles import by_rows, checkpointed, rows_of
@@ -37,6 +38,8 @@ def convolve(W: Displacements, x: Tensor, y: Tensor, w: Tensor, domain: Domain |
     if result is not None:
         return result
     kernel = W.W if isinstance(W, Slope) else W
+    if isinstance(kernel, RandomBatch):
+        return _batched(W, kernel, x, y, w, domain)
     if isinstance(kernel, Stationary):
         sums = route(kernel.fit(y), x, y, domain, "auto")
         if not isinstance(sums, GenericSums):
@@ -50,6 +53,21 @@ def convolve(W: Displacements, x: Tensor, y: Tensor, w: Tensor, domain: Domain |
 
     run = checkpointed if own_graph else by_rows
     return run(tile, rows_of(x, y, x.shape[-1]), -2 if vector else -1, x, y, w)
+
+
+def _batched(W: Displacements, k: RandomBatch, x: Tensor, y: Tensor, w: Tensor, domain: Domain) -> Tensor:
+    """Over random batches where the points are the sources; over all pairs elsewhere."""
+    slope = isinstance(W, Slope)
+    inner = Slope(k.W) if slope else k.W
+    if not (x.shape == y.shape and x.data_ptr() == y.data_ptr()):
+        return convolve(inner, x, y, w, domain)
+
+    def batch(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        found = convolve(inner, x, y, c[..., 0], domain)
+        return found if slope else found[..., None]
+
+    found = random_sum(k, batch, x, y, w[..., None])
+    return found if slope else found[..., 0]
 
 
 @dataclass(frozen=True, eq=False)

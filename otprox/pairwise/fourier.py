@@ -82,7 +82,7 @@ def _synthesis(x: Tensor, waves: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _features(x: Tensor, waves: Tensor) -> Modes:
-    """cos and sin of κ·x, (*batch, m, M); on a circle, where κ = 2πk/period for consecutive k, by the sums of angles."""
+    """cos and sin of κ·x, (*batch, m, M); on a circle, where the κ are consecutive multiples, by the sums of angles."""
     if waves.shape[-1] > 1 or len(waves) == 1:
         phase = x @ waves.mT
         return phase.cos(), phase.sin()

@@ -13,6 +13,7 @@ from ..kernels import (
     Laplace,
     Radial,
     RadialCombination,
+    RandomBatch,
     Rescaled,
     Riesz,
     Sliced,
@@ -22,6 +23,7 @@ from ..kernels import (
 )
 from ..kernels.torus import Trigonometric
 from ..kernels.weighted import slope_of
+from .batches import BatchSums
 from .engines import choose
 from .fourier import FourierSums
 from .generic import GenericSums
@@ -38,6 +40,8 @@ def route(k: Kernel, x: Tensor, y: Tensor, domain: Domain, engine: str) -> Sums:
     """Moments, the parts of a combination, matrix products of a radial kernel, or the matrix of any other."""
     if isinstance(k, Stationary):
         k.check_domain(domain)
+    if isinstance(k, RandomBatch):
+        return _batched(k, x, y, domain, engine)
     if isinstance(k, Combination | StationaryCombination):
         return CombinedSums(tuple((c, route(part, x, y, domain, engine)) for c, part in k.terms))
     if isinstance(k, Weighted):
@@ -61,6 +65,13 @@ def route(k: Kernel, x: Tensor, y: Tensor, domain: Domain, engine: str) -> Sums:
         return RadialSums(k, x, y, choose(x, y, engine, formula=has_formula(k)).engine)
     choose(x, y, engine, formula=False)
     return GenericSums(k, x, y, domain)
+
+
+def _batched(k: RandomBatch, x: Tensor, y: Tensor, domain: Domain, engine: str) -> Sums:
+    if not isinstance(k.W, Kernel):
+        raise TypeError("RandomBatch of a plain function has convolutions only; give it a kernel, such as RBF(1.0)")
+    W = k.W
+    return BatchSums(k, x, lambda z: route(W, z, z, domain, engine)) if x is y else route(W, x, y, domain, engine)
 
 
 def _sorted(k: Kernel, x: Tensor, y: Tensor) -> Sums | None:

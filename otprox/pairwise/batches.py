@@ -1,0 +1,65 @@
+"""Sums over random batches of particles in place of all pairs: O(n·size)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import RandomBatch
+from .sums import Sums
+
+Sum = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (…, r, d), y (…, r, d), c (…, r, p) -> (…, r, q)
+
+
+def random_sum(k: RandomBatch, f: Sum, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    """f over each batch, weighed, in the order of the particles; pairs i = j once. y is x, perhaps as an alias."""
+    n = x.shape[-2]
+    order = torch.randperm(n, generator=k.generator, device=k.generator.device).to(x.device)
+    whole = n - n % k.size
+    pairs = (whole * (k.size - 1)) + (n - whole) * (n - whole - 1)
+    scale = n * (n - 1) / pairs if pairs else 1.0
+    batch = torch.broadcast_shapes(x.shape[:-2], c.shape[:-2])
+    x, y, c = (t.expand(*batch, *t.shape[-2:])[..., order, :] for t in (x, y, c))
+    parts = [_by(f, k.size, *(t[..., :whole, :] for t in (x, y, c)))] if whole else []
+    parts += [f(*(t[..., whole:, :] for t in (x, y, c)))] if whole < n else []
+    mixed = scale * torch.cat(parts, -2) + (1 - scale) * _by(f, 1, x, y, c)
+    return mixed[..., order.argsort(), :]
+
+
+def _by(f: Sum, size: int, *tensors: Tensor) -> Tensor:
+    """f on consecutive batches of `size`."""
+    return f(*(t.unflatten(-2, (-1, size)) for t in tensors)).flatten(-3, -2)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchSums(Sums):
+    """Each sum over batches of its own."""
+
+    k: RandomBatch
+    x: Tensor
+    inner: Callable[[Tensor], Sums]  # the sums of W of points on themselves
+
+    def values(self, c: Tensor) -> Tensor:
+        return self._total(lambda sums, c: sums.values(c), c)
+
+    def slopes(self, b: Tensor) -> Tensor:
+        return self._total(lambda sums, b: sums.slopes(b), b)
+
+    def source_slopes(self, b: Tensor) -> Tensor:
+        return self._total(lambda sums, b: sums.source_slopes(b), b)
+
+    def divergences(self, v: Tensor) -> Tensor:
+        return self._total(lambda sums, v: sums.divergences(v), v)
+
+    def traces(self, b: Tensor) -> Tensor:
+        return self._total(lambda sums, b: sums.traces(b), b)
+
+    def stein(self, c: Tensor, b: Tensor) -> Tensor:
+        both = torch.cat([c, b.expand(*c.shape[:-1], 1)], -1)
+        return self._total(lambda sums, both: sums.stein(both[..., :-1], both[..., -1:]), both)
+
+    def _total(self, f: Callable[[Sums, Tensor], Tensor], c: Tensor) -> Tensor:
+        return random_sum(self.k, lambda x, _, c: f(self.inner(x), c), self.x, self.x, c)
