@@ -1,4 +1,4 @@
-"""Exact diffusions, porous media, aggregation and the double well under one name, and the virial identities."""
+"""Exact diffusions, porous media, thin films, aggregation and the double well, and the virial identities."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ from .jko_uniform import (
     jko_uniform_entropy,
     jko_uniform_porous_medium,
 )
+from .thin_film import SmythHill
 
 __all__ = [
     "Barenblatt",
     "DoubleWell",
+    "SmythHill",
     "UniformEntropyJKO",
     "UniformPorousMediumJKO",
     "attraction_flow",

@@ -128,9 +128,10 @@ class Entropy(Internal):
 
 @dataclass(frozen=True)
 class PorousMedium(Internal):
-    """∫ ρᵐ/(m − 1). Its flow is ∂t ρ = Δρᵐ (Otto 2001); fast diffusion for m < 1.
+    """∫ ρᵐ/(m − 1), for every m > 0 but 1. Its flow is ∂t ρ = Δρᵐ (Otto 2001); fast diffusion for m < 1.
 
-    Displacement convex for m ≥ 1 − 1/d (McCann 1997).
+    Where ρ = 0 the energy is 0 for every m. For m < 1, δF/δρ = −(m/(1 − m))·ρ^(m − 1) falls to −∞ there: implicit steps
+    fill empty cells, and explicit ones, whose stable step vanishes, are refused. See `displacement_convex`.
     """
 
     m: float
@@ -148,8 +149,12 @@ class PorousMedium(Internal):
         """(A, k) with δF/δμ = A·ρᵏ."""
         return self.m / (self.m - 1), self.m - 1
 
+    def displacement_convex(self, dim: int) -> bool:
+        """Whether F is convex along W2 geodesics in R^dim: m ≥ 1 − 1/dim (McCann 1997)."""
+        return (1 - self.m) * dim <= 1 + 1e-12
+
     def convexity(self, c: float = 1.0) -> float | None:
-        return 0.0 if c >= 0 and self.m >= 1 else None  # m < 1 is convex only for d ≤ 1/(1 − m)
+        return 0.0 if c >= 0 and self.m >= 1 else None  # in every dimension
 
     def convex_density(self, rho: Any) -> Any:
         """Σ ρᵐ/(m − 1) in CVXPY."""
