@@ -18,7 +18,7 @@ class LinearMeanField:
 
     >>> model = LinearMeanField(1.0, 2.0)
     >>> round(10 * model.chaos(10, 1.0, variance=0.5), 12), round(10 * model.chaos(10), 12)
-    (0.266078817079, 0.333333333333)
+    (0.266078817078, 0.333333333333)
     """
 
     a: float

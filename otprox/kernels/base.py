@@ -44,6 +44,7 @@ class Kernel(ABC):
 class Stationary(Kernel):
     """k(x, y) = W(x − y). Called on displacements alone, (…, d) -> (…), it is W, so `Interaction` takes it as it is.
 
+    >>> import torch
     >>> from otprox.kernels import RBF
     >>> k = RBF(1.0)
     >>> x, y = torch.zeros(3, 2), torch.ones(5, 2)

@@ -55,6 +55,7 @@ class Trigonometric(Stationary):
 class Cosine(Trigonometric):
     """Σ_k c_k cos(k(x − y)), k = 1, 2, …, on a circle of length 2π; points are angles (*batch, n, 1).
 
+    >>> import math, torch
     >>> Cosine([-1.0])(torch.tensor([[0.0], [math.pi]]))
     tensor([-1.,  1.])
     """

@@ -50,25 +50,22 @@ class FourierSums(Sums):
     @cached_property
     def block(self) -> int:
         """Points at a time, so that what lies between stays in a cache."""
-        return max(1, budget(self.x) // (8 * len(self.series[1])))
+        return max(1, budget(self.x) // (4 * len(self.series[1])))
 
     def _modes(self, c: Tensor) -> Modes:
         waves, y = self.series[0], self.y
         if torch.is_grad_enabled() and (y.requires_grad or c.requires_grad) and y.shape[-2] > self.block:
             rows = max(1, budget(y) // y[..., 0].numel())
             return by_rows(_analysis, rows, -2, waves, y, c).tensor_split(2, -1)  # type: ignore[return-value]
-        cos: Tensor | float = 0.0
-        sin: Tensor | float = 0.0
-        for some, weights in zip(y.split(self.block, -2), c.split(self.block, -2), strict=True):
-            a, b = _features(some, waves)
-            cos, sin = cos + a.mT @ weights, sin + b.mT @ weights
-        return cos, sin  # type: ignore[return-value]
+        blocks = zip(y.split(self.block, -2), c.split(self.block, -2), strict=True)
+        total = sum((_features(some, waves) @ weights for some, weights in blocks), y.new_zeros(()))
+        return total.tensor_split(2, -2)  # type: ignore[return-value]
 
     def _back(self, modes: Modes, f: Callable[[Tensor, Tensor], Modes]) -> Tensor:
         """Σ_l c_l·(cos(κ_l·x) a_l + sin(κ_l·x) b_l) with (a, b) = f(modes)."""
         waves, c = self.series
-        a, b = (c[:, None] * t for t in f(*modes))
-        return by_rows(_synthesis, self.block, -2, self.x, waves, a, b)
+        both = torch.cat([c[:, None] * t for t in f(*modes)], -2)
+        return by_rows(_synthesis, self.block, -2, self.x, waves, both)
 
 
 def _analysis(waves: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -76,20 +73,19 @@ def _analysis(waves: Tensor, y: Tensor, c: Tensor) -> Tensor:
     return torch.cat([phase.cos() @ c, phase.sin() @ c], -1)
 
 
-def _synthesis(x: Tensor, waves: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    cos, sin = _features(x, waves)
-    return cos @ a + sin @ b
+def _synthesis(x: Tensor, waves: Tensor, modes: Tensor) -> Tensor:
+    return _features(x, waves).mT @ modes
 
 
-def _features(x: Tensor, waves: Tensor) -> Modes:
-    """cos and sin of κ·x, (*batch, m, M); on a circle, where the κ are consecutive multiples, by the sums of angles."""
+def _features(x: Tensor, waves: Tensor) -> Tensor:
+    """cos κ·x, below it sin κ·x, (*batch, 2M, m); on a circle, where the κ are consecutive, by the sums of angles."""
     if waves.shape[-1] > 1 or len(waves) == 1:
-        phase = x @ waves.mT
-        return phase.cos(), phase.sin()
-    first, step = x * waves[0], x * (waves[1] - waves[0])
+        phase = waves @ x.mT
+        return torch.cat([phase.cos(), phase.sin()], -2)
+    first, step = (x * waves[0])[..., 0], (x * (waves[1] - waves[0]))[..., 0]
     c, s, cos, sin = first.cos(), first.sin(), step.cos(), step.sin()
-    columns = [(c, s)]
+    rows = [(c, s)]
     for _ in waves[1:]:
         c, s = c * cos - s * sin, s * cos + c * sin
-        columns.append((c, s))
-    return torch.cat([c for c, _ in columns], -1), torch.cat([s for _, s in columns], -1)
+        rows.append((c, s))
+    return torch.stack([c for c, _ in rows] + [s for _, s in rows], -2)
