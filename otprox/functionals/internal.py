@@ -14,6 +14,7 @@ from ..measures import Density, Gaussian, Measure, Quantiles
 from ..measures.covariance import inverse
 from .atom import Atom, NotConvex, nonnegative
 from .base import Functional
+from .conjugate import Conjugate
 
 
 class Internal(Functional):
@@ -53,6 +54,10 @@ class Internal(Functional):
     def local(self, log_rho: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         u, du, ddu = self.per_mass(log_rho)
         return u + du, du + ddu
+
+    def conjugate(self, p: Tensor) -> Tensor:
+        """log ρ with U'(ρ) = p: −∞ at or below U'(0), ∞ at or above U'(∞). By Newton's method unless given."""
+        return Conjugate(torch.zeros_like(p), ((1.0, self),), str(self)).log_density(p)
 
     def diffusivity(self, mu: Measure) -> Tensor:
         return self._slope(mu.log_prob())
@@ -106,6 +111,9 @@ class Entropy(Internal):
     def __call__(self, mu: Measure) -> Tensor:
         return mu.entropy()
 
+    def conjugate(self, p: Tensor) -> Tensor:
+        return p - 1
+
     def convex_density(self, rho: Any) -> Any:
         """Σ ρ log ρ in CVXPY."""
         import cvxpy as cp
@@ -152,6 +160,12 @@ class PorousMedium(Internal):
     def displacement_convex(self, dim: int) -> bool:
         """Whether F is convex along W2 geodesics in R^dim: m ≥ 1 − 1/dim (McCann 1997)."""
         return (1 - self.m) * dim <= 1 + 1e-12
+
+    def conjugate(self, p: Tensor) -> Tensor:
+        k = self.m - 1
+        power = k * p / self.m  # ρ^k, where positive
+        log_rho = torch.where(power > 0, power, 1).log() / k
+        return torch.where(power > 0, log_rho, -torch.inf if k > 0 else torch.inf)
 
     def convexity(self, c: float = 1.0) -> float | None:
         return 0.0 if c >= 0 and self.m >= 1 else None  # in every dimension

@@ -10,6 +10,7 @@ from .feature_basis import Basis, Cosines, Hermite
 from .features import Features
 from .free_support import FreeSupport
 from .gaussian_map import GaussianMap
+from .kantorovich import Kantorovich
 from .modes import Modes
 from .quantile import Quantile
 from .scaling import Scaling
@@ -29,6 +30,7 @@ __all__ = [
     "FrozenWarning",
     "GaussianMap",
     "Hermite",
+    "Kantorovich",
     "Modes",
     "Out",
     "Quantile",

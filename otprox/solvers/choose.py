@@ -10,11 +10,12 @@ from .bures import Bures
 from .convex import Convex
 from .descent import Descent
 from .free_support import FreeSupport
+from .kantorovich import Kantorovich
 from .modes import Modes
 from .quantile import Quantile
 from .scaling import Scaling
 
-ORDER: list[Solver] = [Bures(), Modes(), Quantile(), Scaling(), FreeSupport(), Convex(), Descent()]
+ORDER: list[Solver] = [Bures(), Modes(), Quantile(), Scaling(), FreeSupport(), Kantorovich(), Convex(), Descent()]
 
 
 def choose(F: Functional, metric: Metric, mu: Measure) -> Solver:

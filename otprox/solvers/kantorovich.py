@@ -1,0 +1,332 @@
+"""The exact W2 prox on a Grid by its Kantorovich dual: no blur, and no freezing below a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functionals import Functional
+from ..functionals.conjugate import Conjugate, no_conjugate
+from ..measures import Density, Grid, Measure
+from ..measures.covariance import dense
+from ..measures.remap import interpolate, regrid
+from ..measures.transport import axes
+from ..metrics import Metric, Wasserstein
+from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
+from .elliptic import Elliptic, Multigrid, solve
+from .hopf_lax import HopfLax, tilt
+
+COARSEST = 16  # cells along an axis at which a cold start begins
+ROUGH = 1e-2  # the L1 residual to which the coarser grids are solved
+SETTLED = 1e-3  # the L1 residual at which the profiles inside cells are fixed
+DAMPING, FRONT = (
+    100.0,
+    0.3,
+)  # stiffness lent by neighbours: FRONT of theirs, less once the residual is below FRONT/DAMPING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kantorovich:
+    """argmin_ν F(ν) + W2²(μ, ν)/(2·tau) on a Density, for internal energies with a conjugate plus potentials.
+
+    Newton's method for the concave dual
+
+        max_φ ∫φᶜ dμ − F*(φ),    φᶜ(y) = min_x φ(x) + ⟨x − y, Q⁻¹(x − y)⟩/(2·tau),
+
+    where F* is the conjugate over probability densities; its gradient is the density ρ with φ = U'(ρ) + V + const.
+    φᶜ is taken axis by axis against a continuous μ (`HopfLax`), so it has the kinetic energy of steps far below a cell,
+    and the gradient of ∫φᶜ dμ is a push-forward that keeps mass and sign. Each Newton step is one elliptic equation,
+    −tau·div(ρ∇δ) + (U*)''δ = residual, by conjugate gradients with a multigrid cycle, with a line search on the dual.
+    Without a previous step it starts on coarser grids.
+
+    The result is ρ, positive wherever U'(0) = −∞, of mass 1 up to rounding. It has converged when ρ and the
+    push-forward ν of μ agree to `tol` in L1. Stats: `residual` is the duality gap, the primal value of ν less the dual
+    value of φ; `objective` is the dual value, at most `residual` below the minimum; `distance2` is W2²(μ, ρ); `map`
+    sends μ to ν; `potentials` (f, g) on the cells, f ⊕ g ≤ |x − y|², are those of the transport.
+
+    Second order in the spacing, uniformly in tau. Q must be diagonal. It runs under no_grad: results are constants to
+    autograd.
+    """
+
+    tol: float = 1e-6
+    max_iter: int = 100
+    on_failure: OnFailure = "warn"
+
+    def __post_init__(self) -> None:
+        if not self.tol > 0 or self.max_iter < 1:
+            raise ValueError(f"Kantorovich needs tol > 0 and max_iter ≥ 1, not {self.tol} and {self.max_iter}")
+
+    def supports(self, F: Functional, metric: Metric, mu: Measure) -> str | None:
+        if not isinstance(metric, Wasserstein):
+            return f"it computes steps in the metric Wasserstein, not {type(metric).__name__}"
+        if not isinstance(mu, Density):
+            return f"it works on a Density on a Grid, not on {type(mu).__name__}"
+        Q = None if metric.Q is None else dense(metric.Q)
+        if Q is not None and bool((Q - torch.diag_embed(Q.diagonal(dim1=-2, dim2=-1))).any()):
+            return "it transports one axis after another, so Q must be diagonal"
+        return no_conjugate(F)
+
+    @torch.no_grad()
+    def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
+        require(self, F, metric, mu)
+        check_tau(tau, F, slowest(metric))
+        assert isinstance(mu, Density) and isinstance(metric, Wasserstein)
+        dual = Dual.of(F, mu, tau, metric.mobility(mu).diagonal(dim1=-2, dim2=-1))
+        phi, coarse = self._start(dual, F, last)
+        found = self._ascend(dual, phi, self.tol)
+        new, point = dual.measure(mu, found.point), found.point
+        F_new = F(new)
+        distance2 = 2 * tau * (point.value.reshape(mu.batch) - F_new)
+        stats = Stats(
+            converged=found.converged.reshape(mu.batch),
+            iterations=(found.iterations + coarse).reshape(mu.batch),
+            residual=point.gap.reshape(mu.batch),
+            objective=F_new + distance2 / (2 * tau),
+            distance2=distance2,
+            message=f"duality gap; the push-forward is within {point.mismatch.max().item():.2g} in L1",
+            warm={"phi": point.phi.reshape(mu.values.shape)},
+            potentials=dual.potentials(point, mu, tau),
+            map=dual.map(point, mu),
+        )
+        advice = "raise max_iter or tol, or take a smaller tau"
+        return Out(new, report(stats, self, advice, self.on_failure))
+
+    def _start(self, dual: Dual, F: Functional, last: Any) -> tuple[Tensor, Tensor | int]:
+        """Prices to start from, of the previous step or of this one on a coarser grid, and the iterations they took."""
+        warm = warm_start(last, "phi", dual.mu.values)
+        if warm is not None:
+            return warm.reshape(dual.masses.shape), 0
+        grid = dual.grid
+        shape = tuple(max((n + 1) // 2, min(n, COARSEST)) for n in grid.shape)
+        if shape == grid.shape:
+            return dual.guess(), 0
+        rough = dual.on(Grid(grid.lower, grid.upper, shape, grid.periodic), F)
+        phi, before = self._start(rough, F, None)
+        found = self._ascend(rough, phi, max(self.tol, ROUGH))
+        return refine(found.point.phi, rough.grid, grid), before + found.iterations
+
+    def _ascend(self, dual: Dual, phi: Tensor, tol: float) -> Found:
+        """Newton's method from prices φ; finished items stay where they are."""
+        tol = max(tol, 100 * torch.finfo(phi.dtype).eps)
+        point = dual.at(phi, dual.tilts)
+        iterations = torch.zeros_like(point.gap, dtype=torch.int64)
+        settled = torch.zeros_like(point.gap, dtype=torch.bool)
+        front = torch.full_like(point.gap, FRONT)
+        bold = torch.full_like(settled, dual.grid.dim == 1)
+        for _ in range(self.max_iter):
+            done = settled & (point.mismatch <= tol)
+            if bool(done.all()):
+                break
+            if bool((~settled).any()):
+                now = point.mismatch <= max(SETTLED, tol)
+                point, settled = dual.reprofiled(point, settled, now), settled | now
+                done = settled & (point.mismatch <= tol)
+            iterations += ~done
+            step = dual.newton(point, front, bold)
+            point, length = dual.search(point, torch.where(_wide(done, step), 0, step))
+            front = torch.where(length < 0.5, 4 * front, FRONT).clamp_max(4.0)
+        return Found(point, settled & (point.mismatch <= tol), iterations)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The last point of an ascent."""
+
+    point: Point
+    converged: Tensor
+    iterations: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """The dual at prices φ: its value, the density ρ of these prices and the transport of μ that they make."""
+
+    phi: Tensor
+    level: Tensor  # the constant with mass 1
+    tilts: tuple[Tensor, ...]
+    transport: HopfLax
+    rho: Tensor
+    value: Tensor
+    gap: Tensor
+    rest: Tensor  # ν − ρ, masses: the gradient of the dual
+
+    @property
+    def mismatch(self) -> Tensor:
+        """‖ν − ρ‖₁."""
+        return self.rest.abs().flatten(1).sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Dual:
+    """The dual of one step on cells (batch, *shape)."""
+
+    mu: Density
+    masses: Tensor
+    energy: Conjugate
+    potential: Tensor
+    speeds: tuple[Tensor, ...]
+    tilts: tuple[Tensor, ...]
+    stretch: Tensor  # τQ_aa, (batch or 1, d)
+
+    @classmethod
+    def of(cls, F: Functional, mu: Density, tau: float, mobility: Tensor) -> Dual:
+        return cls.build(F, mu, tau * mobility.reshape(-1, mu.dim))
+
+    @classmethod
+    def build(cls, F: Functional, mu: Density, stretch: Tensor) -> Dual:
+        masses = mu.masses.reshape(-1, *mu.grid.shape)
+        energy = Conjugate.of(F, mu)
+        speeds = tuple(stretch[:, a] / h**2 for a, h in enumerate(mu.grid.spacing))
+        tilts = tuple(tilt(masses, axis) for axis in axes(mu.grid))
+        return cls(mu, masses, energy, energy.potential.reshape(masses.shape), speeds, tilts, stretch)
+
+    def on(self, grid: Grid, F: Functional) -> Dual:
+        """The same step on another grid over the same box."""
+        masses = regrid(self.masses, self.grid, grid).reshape(*self.mu.batch, *grid.shape)
+        return Dual.build(F, Density(masses / grid.volume, grid), self.stretch)
+
+    @property
+    def grid(self) -> Grid:
+        return self.mu.grid
+
+    @property
+    def volume(self) -> float:
+        return self.grid.volume
+
+    def guess(self) -> Tensor:
+        """V plus the price of the uniform density where μ is below it, of μ elsewhere."""
+        uniform = 1 / (self.grid.n * self.volume)
+        rho = (self.masses / self.volume).clamp_min(uniform)
+        return self.potential + self.energy.price(rho.log())[0]
+
+    def at(self, phi: Tensor, tilts: tuple[Tensor, ...], level: Tensor | None = None) -> Point:
+        transport = HopfLax.of(phi, self.masses, self.grid, self.speeds, tilts)
+        price = phi - self.potential
+        level = self.level(price, level)
+        p = price - _wide(level, price)
+        rho = self.energy.density(p)
+        rho = rho / _wide(self.total(rho), rho)
+        nu = transport.image / self.volume
+        conjugate = p * rho - self.energy.energy(rho)
+        value = (self.masses * transport.value).flatten(1).sum(-1) - level - self.total(conjugate)
+        gap = self.total(self.energy.energy(nu) + conjugate - p * nu)
+        return Point(phi, level, tilts, transport, rho, value, gap, transport.image - rho * self.volume)
+
+    def level(self, price: Tensor, near: Tensor | None) -> Tensor:
+        """k with ∫(U*)'(price − k) = 1, by Newton's method for the logarithm of the mass, with a bracket."""
+        uniform = price.new_tensor(1 / (self.grid.n * self.volume)).log()
+        at_uniform = self.energy.price(uniform)[0]
+        low, high = price.flatten(1).amin(-1) - at_uniform, price.flatten(1).amax(-1) - at_uniform
+        k = high if near is None else torch.minimum(torch.maximum(near, low), high)
+        eps = torch.finfo(price.dtype).eps
+        for _ in range(200):
+            rho = self.energy.density(price - _wide(k, price))
+            mass = self.total(rho)
+            low, high = torch.where(mass >= 1, k, low), torch.where(mass <= 1, k, high)
+            slope = self.total(self.energy.softness(rho))
+            ahead = k + mass.log() * mass / slope
+            ahead = torch.where((ahead >= low) & (ahead <= high), ahead, (low + high) / 2)
+            if bool((((mass - 1).abs() <= 4 * eps) | ((ahead - k).abs() <= 2 * eps * k.abs())).all()):
+                break
+            k = ahead
+        return k
+
+    def total(self, f: Tensor) -> Tensor:
+        return f.flatten(1).sum(-1) * self.volume
+
+    def reprofiled(self, point: Point, settled: Tensor, now: Tensor) -> Point:
+        """The profiles inside cells as the transport carries them; measured once more where the point settles."""
+        carried, measured = point.transport.carried(self.tilts), point.transport.measured()
+        tilts = []
+        for old, moved, fixed in zip(point.tilts, carried, measured, strict=True):
+            tilts.append(torch.where(_wide(settled, old), old, torch.where(_wide(now, old), fixed, moved)))
+        return self.at(point.phi, tuple(tilts), point.level)
+
+    def newton(self, point: Point, front: Tensor, bold: Tensor) -> Tensor:
+        """The Newton step: (−∇²)⁻¹ of the gradient, to a part of it.
+
+        Cells that the transport cannot see (empty, at a front) borrow stiffness from their neighbours.
+        """
+        rho = torch.maximum(point.rho, point.transport.image / self.volume)
+        softness = self.energy.softness(rho) * self.volume
+        softness = softness + 1e-12 * softness.flatten(1).amax(-1).reshape(-1, *(1,) * self.grid.dim)
+        thin = 0.1 * _wide(point.mismatch, rho) * self.masses.flatten(1).amax(-1).reshape(-1, *(1,) * self.grid.dim)
+        response = point.transport.respond(thin, ((point.rho > 0) & _wide(bold, rho)).to(rho))
+        near = response.local()
+        share = (DAMPING * point.mismatch).clamp_max(1.0) * front
+        lent = tuple(self._lent(k, axis, share) for k, axis in zip(near, axes(self.grid), strict=True))
+        approximate = Elliptic(softness, tuple(k + e for k, e in zip(near, lent, strict=True)), axes(self.grid))
+        rest = Elliptic(softness, lent, axes(self.grid))
+        inverse = Multigrid.of(approximate)
+
+        def operator(f: Tensor) -> Tensor:
+            return response(f) + rest(f)
+
+        step = solve(operator, inverse, point.rest + response.lack(), 1e-2, 50)
+        uphill = (step * point.rest).flatten(1).sum(-1) > 0
+        if bool(uphill.all()):
+            return step
+        return torch.where(_wide(uphill, step), step, solve(operator, inverse, point.rest, 1e-2, 50))
+
+    def _lent(self, k: Tensor, axis: Any, share: Tensor) -> Tensor:
+        around = k
+        for other in axes(self.grid):
+            around = torch.maximum(around, torch.maximum(around.roll(1, other.dim), around.roll(-1, other.dim)))
+        largest = 1e-8 * k.flatten(1).amax(-1)
+        lent = torch.maximum(_wide(share, k) * around - k, _wide(largest, k))
+        if not axis.periodic:
+            lent = lent.clone()
+            lent.narrow(axis.dim, axis.n - 1, 1).zero_()
+        return lent
+
+    def search(self, point: Point, step: Tensor) -> tuple[Point, Tensor]:
+        """The first point along the step, halved until the dual grows by a part of what its slope promises."""
+        slope = (point.rest * step).flatten(1).sum(-1)
+        rounding = 16 * torch.finfo(slope.dtype).eps * (1 + point.value.abs())
+        length = torch.ones_like(slope)
+        for _ in range(10):
+            ahead = self.at(point.phi + _wide(length, step) * step, point.tilts, point.level)
+            enough = ahead.value >= point.value + 1e-4 * length * slope - rounding
+            if bool(enough.all()):
+                break
+            length = torch.where(enough, length, length / 2)
+        return ahead, length
+
+    def measure(self, mu: Density, point: Point) -> Density:
+        return mu.with_state(values=point.rho.reshape(mu.values.shape))
+
+    def potentials(self, point: Point, mu: Density, tau: float) -> tuple[Tensor, Tensor]:
+        f, g = 2 * tau * point.transport.value, -2 * tau * point.phi
+        return f.reshape(*mu.batch, -1), g.reshape(*mu.batch, -1)
+
+    def map(self, point: Point, mu: Density) -> Callable[[Tensor], Tensor]:
+        """y ↦ y − τQ∇φᶜ(y), by central differences, multilinear between centres."""
+        slopes = [axis.slope(point.transport.value).reshape(mu.values.shape) for axis in axes(self.grid)]
+
+        def T(y: Tensor) -> Tensor:
+            gradient = torch.stack([interpolate(slope, self.grid, y) for slope in slopes], -1)
+            stretch = self.stretch.reshape(*(self.mu.batch if self.stretch.shape[0] > 1 else ()), 1, self.grid.dim)
+            return self.grid.wrap(y - stretch * gradient)
+
+        return T
+
+
+def refine(cells: Tensor, coarse: Grid, fine: Grid) -> Tensor:
+    """Linear interpolation of cells (batch, *shape) from one grid to another over the same box, continued at walls."""
+    for a, axis in enumerate(axes(coarse)):
+        n, m = coarse.shape[a], fine.shape[a]
+        u = (torch.arange(m, dtype=cells.dtype, device=cells.device) + 0.5) * n / m - 0.5
+        low = u.floor() if axis.periodic else u.floor().clamp(0, max(n - 2, 0))
+        line, r, i = cells.movedim(axis.dim, -1), u - low, low.long()
+        above = (i + 1) % n if axis.periodic else (i + 1).clamp_max(n - 1)
+        cells = ((1 - r) * line[..., i % n] + r * line[..., above]).movedim(-1, axis.dim)
+    return cells
+
+
+def _wide(items: Tensor, like: Tensor) -> Tensor:
+    """Numbers by item as a tensor that broadcasts over cells."""
+    return items.reshape(-1, *(1,) * (like.ndim - 1))
