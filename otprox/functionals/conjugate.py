@@ -70,6 +70,13 @@ class Conjugate:
         slope = self.price(torch.where(rho > 0, rho, 1).log())[1]
         return torch.where(rho > 0, rho / slope, 0)
 
+    def chord(self, p: Tensor, rho: Tensor, nu: Tensor) -> Tensor:
+        """The slope of (U*)' from p, where it is ρ, to the price of ν, taken as at least ρ/1000; 0 where both are 0."""
+        nu = torch.maximum(nu, 1e-3 * rho)
+        near = (rho - nu).abs() <= 1e-3 * nu
+        there = self.price(torch.where(nu > 0, nu, 1).log())[0]
+        return torch.where(near, self.softness(nu), (rho - nu) / torch.where(near, 1, p - there))
+
     def log_density(self, p: Tensor) -> Tensor:
         """log ρ with U'(ρ) = p by safeguarded Newton; −∞ or ∞ beyond the range of U'."""
         low, high = torch.full_like(p, -LARGEST), torch.full_like(p, LARGEST)

@@ -116,7 +116,7 @@ class Kantorovich:
         iterations = torch.zeros_like(point.gap, dtype=torch.int64)
         settled = torch.zeros_like(point.gap, dtype=torch.bool)
         front = torch.full_like(point.gap, FRONT)
-        bold = torch.full_like(settled, dual.grid.dim == 1)
+        bold = (dual.masses == 0).flatten(1).any(-1) & (dual.grid.dim == 1)
         for _ in range(self.max_iter):
             done = settled & (point.mismatch <= tol)
             if bool(done.all()):
@@ -251,8 +251,9 @@ class Dual:
 
         Cells that the transport cannot see (empty, at a front) borrow stiffness from their neighbours.
         """
-        rho = torch.maximum(point.rho, point.transport.image / self.volume)
-        softness = self.energy.softness(rho) * self.volume
+        rho = point.rho
+        p = point.phi - self.potential - _wide(point.level, rho)
+        softness = self.energy.chord(p, rho, point.transport.image / self.volume) * self.volume
         softness = softness + 1e-12 * softness.flatten(1).amax(-1).reshape(-1, *(1,) * self.grid.dim)
         thin = 0.1 * _wide(point.mismatch, rho) * self.masses.flatten(1).amax(-1).reshape(-1, *(1,) * self.grid.dim)
         response = point.transport.respond(thin, ((point.rho > 0) & _wide(bold, rho)).to(rho))
