@@ -52,6 +52,12 @@ class Conjugate:
         price = reduce(add, (c * (u + du) for c, (u, du, _) in parts))
         return price, reduce(add, (c * (du + ddu) for c, (_, du, ddu) in parts))
 
+    @property
+    def vacuum(self) -> bool:
+        """Whether U'(0) is finite, so that prices below it mean no mass at all."""
+        low = self.potential.new_tensor([-2e5, -1e5])
+        return bool(self.price(low)[0].diff() == 0)
+
     def density(self, p: Tensor) -> Tensor:
         """(U*)'(p): the density of price p; 0 at or below U'(0), infinite above U'(∞)."""
         if len(self.energies) == 1:

@@ -256,7 +256,8 @@ class Dual:
         softness = self.energy.chord(p, rho, point.transport.image / self.volume) * self.volume
         softness = softness + 1e-12 * softness.flatten(1).amax(-1).reshape(-1, *(1,) * self.grid.dim)
         thin = 0.1 * _wide(point.mismatch, rho) * self.masses.flatten(1).amax(-1).reshape(-1, *(1,) * self.grid.dim)
-        response = point.transport.respond(thin, ((point.rho > 0) & _wide(bold, rho)).to(rho))
+        wanted = (rho > 0) | (not self.energy.vacuum)
+        response = point.transport.respond(thin, (wanted & _wide(bold, rho)).to(rho))
         near = response.local()
         share = (DAMPING * point.mismatch).clamp_max(1.0) * front
         lent = tuple(self._lent(k, axis, share) for k, axis in zip(near, axes(self.grid), strict=True))
