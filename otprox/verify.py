@@ -13,10 +13,10 @@ from . import chaos, exact, observe, schemes
 from .adaptive import Richardson
 from .flow import Tick, flow, record
 from .functionals import KL, Entropy, Interaction, PorousMedium, Potential, Quadratic
-from .kernels import Cosine, Riesz
+from .kernels import RBF, Bilinear, Cosine, Riesz
 from .measures import Density, Gaussian, Grid, Measure, Particles, Quantiles
 from .measures.distance import w2_squared
-from .metrics import Entropic, Wasserstein
+from .metrics import Entropic, Stein, Wasserstein
 from .multistep import BDF2
 from .polchinski import HeatKernel, PauliVillars, orders
 from .pseudospectral import PseudoSpectral
@@ -93,6 +93,7 @@ def catalogue() -> list[Case]:
         *_grids(),
         *_particles(),
         *_mean_field(),
+        *_stein(),
         *_renormalisation(),
     ]
 
@@ -324,6 +325,40 @@ def _mean_field() -> list[Case]:
         Case("mean field: pseudo-spectral, linear model", "Gaussian law at t = 0.8", (0.1, 0.05), linear, order=4.0),
         Case("mean field: Kuramoto's order parameter", "r = I₁(2Kr)/I₀(2Kr)", (1.2, 1.5, 3.0), synchrony, within=1e-8),
         Case("mean field: propagation of chaos", law, (10, 40), parted, order=1.0, slack=0.1),
+    ]
+
+
+def _stein() -> list[Case]:
+    def bilinear(start: Callable[[Gaussian], Measure]) -> Callable[[float], float]:
+        def error(tau: float) -> float:
+            law, target = _gaussians()
+            mu = start(law)
+            new = _run(schemes.svgd(target, Bilinear()), mu, tau, 1.0)
+            want = exact.svgd.bilinear_flow(Gaussian.fit(mu), target, 1.0)
+            return (new.cov - want.cov).abs().max().item()
+
+        return error
+
+    def rest(width: float) -> float:
+        x = exact.svgd.rbf_equilibrium(3, width)[:, None]
+        step = schemes.svgd(Gaussian(x.new_zeros(1), x.new_ones(1, 1)), RBF(width))
+        return (step(Particles(x), 0.0, 1.0).mu.points - x).abs().max().item()
+
+    def discrepancy(n: float) -> float:
+        one = torch.ones(1, 1, dtype=torch.float64)
+        mu, target = Gaussian(one[0], 0.25 * one), Gaussian(0 * one[0], one)
+        found = Stein(RBF(0.7)).dissipation(KL(target), mu.to_density(Grid(-8.0, 8.0, int(n))))
+        return abs(found.item() - exact.svgd.rbf_dissipation(mu, target, 0.7).item())
+
+    def clouds(mu: Gaussian) -> Measure:
+        return mu.to_particles(6, torch.Generator().manual_seed(0))
+
+    flow_name, ladder = "moment equations at t = 1, covariance", (0.02, 0.01, 0.005)
+    return [
+        Case("SVGD: Gaussian, bilinear kernel", flow_name, ladder, bilinear(lambda mu: mu), order=1.0),
+        Case("SVGD: six particles, bilinear kernel", flow_name, ladder, bilinear(clouds), order=1.0),
+        Case("SVGD: three particles at rest", "root of their equation", (0.7, 1.0, 1.5), rest, within=1e-10),
+        Case("SVGD: dissipation on a grid", "closed form of the discrepancy", (100, 200, 400), discrepancy, order=2.0),
     ]
 
 

@@ -57,3 +57,16 @@ def test_particles_need_their_generator_and_densities_do_not():
     grid = ox.Grid(0.0, 2 * math.pi, 16, periodic=True)
     flat = ox.Density(torch.full((16,), 1 / (2 * math.pi)), grid)
     torch.testing.assert_close(ox.schemes.kuramoto(1.0)(flat, 0.0, 0.01).mu.values, flat.values)
+
+
+def test_svgd_and_its_annealing():
+    V, k = ox.Quadratic([0.5, 0.0]), ox.kernels.RBF(0.8)
+    mu = ox.Particles(torch.randn(5, 2, generator=torch.Generator().manual_seed(0)))
+    plain = ox.Forward(ox.KL(V), ox.Stein(k))(mu, 0.0, 0.1).mu.x
+    torch.testing.assert_close(ox.schemes.svgd(V, k)(mu, 0.0, 0.1).mu.x, plain)
+    annealed = ox.schemes.annealed_svgd(V, k, lambda t: min(1.0, t))
+    torch.testing.assert_close(annealed(mu, 1.0, 1.1).mu.x, plain)
+    early = ox.Forward(0.2 * ox.Potential(V) + ox.Entropy(), ox.Stein(k))(mu, 0.0, 0.1).mu.x
+    torch.testing.assert_close(annealed(mu, 0.2, 0.3).mu.x, early)
+    steps = [ox.schemes.svgd(V, k, adagrad=True), ox.schemes.annealed_svgd(V, k, lambda t: 1.0, adagrad=True)]
+    torch.testing.assert_close(*(step(mu, 0.0, 0.1).mu.x for step in steps))

@@ -276,6 +276,16 @@ def test_dissipation_in_the_weighted_kernel(m, sigma):
     assert metric.dissipation(ox.KL(NORMAL), mu).item() == pytest.approx(svgd.weighted_dissipation(m, sigma), rel=2e-3)
 
 
+def test_on_a_circle():
+    """A kernel and a potential of period 2π: what the velocity is does not depend on where the circle is cut."""
+    V, kernel = lambda x: -x.cos().sum(-1), ox.kernels.Cosine([1.0, 0.5])  # noqa: E731
+    x = torch.tensor([[0.1], [2.0], [5.0]])
+    for shift in (0.0, 4.0):
+        mu = ox.Particles(x + shift, domain=ox.Torus(2 * math.pi))
+        found = velocity(ox.KL(lambda y, s=shift: V(y - s)), kernel, mu)
+        torch.testing.assert_close(found, direct(V, kernel, x, torch.full((3,), 1 / 3)), atol=1e-12, rtol=0)
+
+
 def test_widths_by_rule():
     rule, mu = ox.kernels.Median(), cloud(20)
     width = rule.width(mu.x).item()
