@@ -25,7 +25,14 @@ from .bures import (
     trajectory,
     w2_squared,
 )
-from .entropic import entropic_bias, entropic_cost, entropic_energy_gap, entropic_fixed_point, prox_kl_entropic
+from .entropic import (
+    debiased_speed,
+    entropic_bias,
+    entropic_cost,
+    entropic_energy_gap,
+    entropic_fixed_point,
+    prox_kl_entropic,
+)
 from .proximal import (
     backward_map,
     forward_backward,
@@ -60,6 +67,7 @@ __all__ = [
     "Splitting",
     "backward_map",
     "curvatures",
+    "debiased_speed",
     "drift",
     "entropic_bias",
     "entropic_cost",

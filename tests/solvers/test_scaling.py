@@ -140,6 +140,56 @@ def test_fixed_points(reference: str, tau: float, eps: float):
     assert (nu.values - mu.values).abs().sum() * LINE.volume < 1e-7
 
 
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_bias_of_a_target_that_is_no_gaussian(reference: str):
+    """debiased leaves exp(−V) in place to the tolerance; the others widen or narrow it by about reg/4τ, on any grid."""
+    grid, reg, tau = Grid((-1.6, -1.6), (1.6, 1.6), (32, 32)), 0.08, 0.2
+
+    def V(x: Tensor) -> Tensor:
+        return 3 * (x.square() - 0.5).square().sum(-1) + 0.4 * x.sum(-1)
+
+    pi = Density(torch.softmax(-V(grid.points(torch.zeros(1))), -1).reshape(32, 32) / grid.volume, grid)
+    nu, stats = Scaling(tol=1e-9)(KL(V), Entropic(reg, reference), pi, tau)
+    off = (nu.values - pi.values).abs().sum().item() * grid.volume
+    # Ent(ν) − Ent(π): blurred by lebesgue, sharpened by product
+    change = (Entropy()(nu) - Entropy()(pi)).item()
+    if reference == "debiased":
+        assert off < 1e-6
+        assert abs(stats.distance2.item()) < 1e-9
+    else:
+        assert off > 0.01 and (change < -1e-3 if reference == "lebesgue" else change > 1e-3)
+
+
+def test_as_the_step_shrinks_at_fixed_reg():
+    """Variance of an Ornstein–Uhlenbeck flow by closed forms: bias ±reg/4τ, and a floor of O(reg²) for debiased."""
+    from otprox.exact.gaussian import debiased_speed, prox_kl_entropic
+
+    start, target, T = Gaussian([0.0], [[0.4]]), Gaussian([0.0], [[1.0]]), 0.5
+
+    def variance(n: int, reg: float, reference: str) -> float:
+        mu = start
+        for _ in range(n):
+            mu = prox_kl_entropic(mu, target, T / n, reg, reference)
+        return mu.cov.item()
+
+    def limit(reg: float, n: int = 2000) -> float:
+        """da/dt = 2(1 − a)·debiased_speed(a) by the midpoint rule."""
+        a = 0.4
+        for _ in range(n):
+            middle = a + T / n * (1 - a) * debiased_speed(a, reg)
+            a = a + 2 * T / n * (1 - middle) * debiased_speed(middle, reg)
+        return a
+
+    exact = 1 - 0.6 * math.exp(-2 * T)
+    assert limit(0.0) == pytest.approx(exact, abs=1e-6)
+    gaps = [abs(variance(n, 0.5, "debiased") - limit(0.5)) for n in (40, 80)]
+    assert gaps[0] / gaps[1] == pytest.approx(2.0, abs=0.1)  # first order to its own limit
+    floors = [limit(reg) - exact for reg in (0.2, 0.1)]
+    assert floors[0] / floors[1] == pytest.approx(4.0, abs=0.1) and floors[1] > 1e-5
+    wide = [variance(n, 0.1, "lebesgue") - exact for n in (40, 80)]
+    assert wide[1] / wide[0] == pytest.approx(2.0, abs=0.3) and wide[0] > 0.5
+
+
 def test_without_energy_lebesgue_blurs_product_sharpens_debiased_stays():
     nothing, mu, eps = Potential(lambda x: 0 * x[..., 0]), normal(0.2, 1.0), 0.4
     assert moments(PRECISE(nothing, Entropic(eps), mu, 1.0)[0])[1] == pytest.approx(1 + eps / 2, abs=1e-9)
