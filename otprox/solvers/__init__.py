@@ -4,8 +4,11 @@ from .base import ConvergenceError, ConvergenceWarning, Out, Solver, Stats
 from .block_spins import BlockSpins
 from .bures import Bures
 from .choose import choose, explain
+from .concave import Concave, ConcaveMobility, Linear, Saturating
 from .convex import Convex, FrozenWarning
+from .curve import Curve
 from .descent import Descent
+from .dynamic import Dynamic, benamou_brenier, geodesic
 from .feature_basis import Basis, Cosines, Hermite
 from .features import Features
 from .free_support import FreeSupport
@@ -20,24 +23,32 @@ __all__ = [
     "Basis",
     "BlockSpins",
     "Bures",
+    "Concave",
+    "ConcaveMobility",
     "ConvergenceError",
     "ConvergenceWarning",
     "Convex",
     "Cosines",
+    "Curve",
     "Descent",
+    "Dynamic",
     "Features",
     "FreeSupport",
     "FrozenWarning",
     "GaussianMap",
     "Hermite",
     "Kantorovich",
+    "Linear",
     "Modes",
     "Out",
     "Quantile",
+    "Saturating",
     "Scaling",
     "Solver",
     "Stats",
+    "benamou_brenier",
     "choose",
     "entropic_cost",
     "explain",
+    "geodesic",
 ]

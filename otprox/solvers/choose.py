@@ -9,13 +9,24 @@ from .base import Solver
 from .bures import Bures
 from .convex import Convex
 from .descent import Descent
+from .dynamic import Dynamic
 from .free_support import FreeSupport
 from .kantorovich import Kantorovich
 from .modes import Modes
 from .quantile import Quantile
 from .scaling import Scaling
 
-ORDER: list[Solver] = [Bures(), Modes(), Quantile(), Scaling(), FreeSupport(), Kantorovich(), Convex(), Descent()]
+ORDER: list[Solver] = [
+    Bures(),
+    Modes(),
+    Quantile(),
+    Scaling(),
+    FreeSupport(),
+    Kantorovich(),
+    Dynamic(),
+    Convex(),
+    Descent(),
+]
 
 
 def choose(F: Functional, metric: Metric, mu: Measure) -> Solver:
