@@ -44,6 +44,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
     "download_all_examples": False,
+    "matplotlib_animations": True,
     "show_memory": False,
     "min_reported_time": 5,
     "doc_module": ("otprox",),

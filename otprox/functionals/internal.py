@@ -185,5 +185,5 @@ def _power_sum(x: Any, p: float, weights: Any = 1.0) -> Any:
 
     if p == 2 and isinstance(weights, float):
         return cp.sum_squares(x)
-    simple = abs(p - float(Fraction(p).limit_denominator(8))) < 1e-12
+    simple = abs(p) <= 4 and abs(p - float(Fraction(p).limit_denominator(8))) < 1e-12
     return cp.sum(cp.multiply(weights, cp.power(x, p, approx=simple)))
