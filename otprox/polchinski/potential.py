@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..functionals.base import differentiate
+from ..functionals.base import differentiate, scalar_potential
 from ..measures import Field
-from ..measures.covariance import dense, inner
+from ..measures.covariance import dense, inner, tensor_of
 from .covariances import Covariances, check_order
 from .estimates import Estimate, Fields, Method
 from .fluctuations import Fluctuations, Importance
@@ -41,6 +41,8 @@ class AtScale:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", choose(self.V0, self.C.shape[-1], self.method))
+        if not isinstance(self.method, ClosedForm):
+            _check_integrable(self.V0, self.C)
 
     def __call__(self, phi: Tensor) -> Tensor:
         if phi.requires_grad and isinstance(self.method, Fluctuations | Importance):
@@ -149,6 +151,25 @@ def choose(V0: Any, sites: int, method: Method | None) -> Method:
         reasons.append(f"{type(candidate).__name__}: {reason}")
     advice = "" if method is not None else "; give method=Fluctuations(generator)"
     raise TypeError("no way to the renormalised potential: " + "; ".join(reasons) + advice)
+
+
+FAR = 1e4  # standard deviations of the fluctuations at which e^{−V₀} must have lost against them
+
+
+def _check_integrable(V0: Any, C: Matrix) -> None:
+    """Refuse a V₀ that falls faster than the Gaussian weight rises, along ± constant fields and single sites."""
+    n, like = C.shape[-1], tensor_of(C)
+    z = torch.eye(min(n, 8), n, dtype=like.dtype, device=like.device)
+    z = FAR * torch.cat([z, z.new_full((1, n), n**-0.5)])
+    phi = torch.cat([z, -z]) @ root(C)
+    values = scalar_potential(V0, "V0")(phi)
+    lost = values < -0.5 * FAR**2
+    if lost.any():
+        i = int(lost.nonzero()[0])
+        raise ValueError(
+            f"V0 is unbounded below: it is {values[i].item():.3g} at a field of size {phi[i].abs().max().item():.3g}, "
+            "so that E e^{−V0} over the fluctuations is infinite; a stable theory grows, as φ⁴ with a positive coupling"
+        )
 
 
 def _laplacian(V: AtScale, rate: Matrix, phi: Tensor) -> Tensor:

@@ -391,3 +391,15 @@ def test_a_potential_of_the_wrong_shape_is_refused():
 def test_dense_beside_spectral_is_refused():
     with pytest.raises(TypeError, match="one matrix is dense and the other a Spectral"):
         AtScale(FreeField(torch.eye(4)), HeatKernel(spectral(4))(0.5))(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_a_potential_unbounded_below_is_refused(sign):
+    C = torch.tensor([[0.5]])
+    for V0 in (lambda x: -(x**4).sum(-1), lambda x: sign * (x**3).sum(-1)):
+        with pytest.raises(ValueError, match="V0 is unbounded below: it is -"):
+            AtScale(V0, C)
+    with pytest.raises(ValueError, match="unbounded below"):
+        RenormalisedPotential(lambda x: -1.1 * x.square().sum(-1), lambda t: t * torch.eye(2)).at(0.5)
+    AtScale(lambda x: -0.9 * x.square().sum(-1), C)  # ½ζ²/C = ζ² wins
+    AtScale(lambda x: -5 * x.abs().sum(-1), C)
