@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import otprox as ox
-from otprox.exact.kuramoto import Kuramoto, State, branch, hysteresis, transition, triple_point
+from otprox.exact.kuramoto import Kuramoto, State, branch, hysteresis, second_transition, transition, triple_point
 
 torch.set_default_dtype(torch.float64)
 
@@ -143,6 +143,8 @@ windows = [
     hysteresis((1.0, m)) if jump else (math.nan, math.nan) for m, jump in zip(curve.tolist(), jumps, strict=True)
 ]
 star = triple_point()
+beyond = [1 / star.K + 0.001 + (2 - 1 / star.K) * k / 10 for k in range(11)]
+second = [second_transition(m).K for m in beyond]
 print(f"m_* = {1 / star.K:.14f}, where K = {star.K:.12f} and the ordered state has r1 = {star.r[0]:.10f}")
 
 fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
@@ -151,6 +153,7 @@ for ax, name in zip(axes, ("r1", "r2"), strict=True):
     ax.plot(curve, torch.where(jumps, math.nan, K_c), "w-", lw=1.5, label="$K_c$, continuous")
     ax.plot(curve, torch.where(jumps, K_c, math.nan), "r-", lw=1.5, label="$K_c$, a jump")
     ax.plot(curve, windows, "r:", lw=1.2, label=["ends of hysteresis", None])
+    ax.plot(beyond, second, "C1-", lw=1.2, label="end of nematic order")
     ax.plot(1 / star.K, star.K, "wo", ms=6, mec="k", label=f"$m_* = {1 / star.K:.5f}$")
     ax.set(xlabel="m", title=f"${name[0]}_{name[1]}$ of the minimiser", xlim=(0, 2), ylim=(0.45, 1.25))
 axes[0].set_ylabel("K")
@@ -161,7 +164,8 @@ plt.show()
 # %%
 # Left of the red line order grows from nothing. Along it the uniform state jumps to one with both moments. At
 # :math:`m_*` the line meets :math:`K = 1/m`: beyond, the uniform state first turns nematic, with two opposite clusters
-# and :math:`r_1 = 0`, and a second transition to :math:`r_1 > 0` follows at a larger coupling.
+# and :math:`r_1 = 0`, and a second transition to :math:`r_1 > 0` follows at a larger coupling, a jump at first and
+# continuous for larger :math:`m`.
 #
 # Particles against the equation
 # ------------------------------

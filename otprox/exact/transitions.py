@@ -1,10 +1,11 @@
-"""Where the Kuramoto–Daido model changes phase: K_c, its jump, the range of hysteresis, branches, and m_*."""
+"""Where the Kuramoto–Daido model changes phase: K_c, its jump, hysteresis, branches, m_*, the end of nematic order."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from .rotators import SAME, Kuramoto, State
 
 @dataclass(frozen=True)
 class Transition:
-    """Where the uniform state stops minimising the free energy: at K, with the moments r of the state that takes over.
+    """Where a state stops minimising the free energy: at K, with the moments r of the state that takes over.
 
-    Continuous when these are 0, and then K = `threshold` = 1/max a_k, where the uniform state loses stability.
+    For the uniform state (`transition`), `threshold` = 1/max a_k is where it loses stability.
     """
 
     K: float
@@ -25,8 +26,8 @@ class Transition:
 
     @property
     def continuous(self) -> bool:
-        """Whether the moments grow from 0."""
-        return not any(self.r)
+        """Whether the new state grows out of the old one, where that loses stability."""
+        return self.K == self.threshold
 
 
 def transition(coefficients: Sequence[float]) -> Transition:
@@ -60,6 +61,7 @@ def transition(coefficients: Sequence[float]) -> Transition:
     return Transition(lowest * model.threshold, r, model.threshold)
 
 
+@cache
 def triple_point() -> Transition:
     """Where the uniform, the nematic (r_1 = 0) and the ordered state of (1, m) coexist: m_* = 1/K there, in (1, 2).
 
@@ -73,6 +75,31 @@ def triple_point() -> Transition:
     m = brentq(lambda m: m * _ordered(m)[0] - 1, 1.2, 1.3, xtol=1e-15, rtol=1e-15)
     K, r = _ordered(m)
     return Transition(K, r, 1 / m)
+
+
+def second_transition(m: float) -> Transition:
+    """Where, for m > m_*, the nematic state (r_1 = 0) of (1, m) gives way to an ordered one, at K above K_c = 1/m.
+
+    `threshold` is where the nematic state loses stability: K(1 + r_2) = 1, r_2 the order parameter of Kuramoto's model
+    at Km. When the transition is continuous it is there, and r is that of the nematic state.
+
+    >>> at = second_transition(1.5)
+    >>> at.continuous, round(at.K, 6), round(at.threshold, 6)
+    (False, 0.720517, 0.722732)
+    """
+    from scipy.optimize import brentq
+
+    if not m > 1 / triple_point().K:
+        raise ValueError(
+            f"for m = {m} the uniform state orders at once: m_* = {1 / triple_point().K:.6f} is the least m"
+        )
+    threshold = brentq(lambda K: K * (1 + _nematic(K, m)) - 1, 1 / m, 1.0, xtol=1e-15)
+    if _excess(threshold, m) >= 0:
+        return Transition(threshold, (0.0, _nematic(threshold, m)), threshold)
+    K = brentq(_excess, 1 / m, threshold, args=(m,), xtol=1e-15)
+    K = K if _excess(K, m) < 1 else math.nextafter(K, 1)
+    state = min(_ordered_states(K, m), key=lambda state: state.energy)
+    return Transition(K, state.r, threshold)
 
 
 def hysteresis(coefficients: Sequence[float]) -> tuple[float, float]:
@@ -109,6 +136,20 @@ def branch(state: State, K: tuple[float, float], *, forward: bool = True, step: 
         y = new
         rows.append(y)
     return torch.stack(rows)
+
+
+def _nematic(K: float, m: float) -> float:
+    """r_2 of the nematic state."""
+    return Kuramoto(K * m).minimiser().r[0]
+
+
+def _ordered_states(K: float, m: float) -> list[State]:
+    return [state for state in Kuramoto(K, (1.0, m)).stationary() if state.symmetry == 1]
+
+
+def _excess(K: float, m: float) -> float:
+    """The least energy of an ordered state over that of the nematic one; 1 where there is none."""
+    return min((state.energy - Kuramoto(K * m).minimiser().energy for state in _ordered_states(K, m)), default=1.0)
 
 
 def _wells(model: Kuramoto) -> list[tuple[float, tuple[float, ...]]]:

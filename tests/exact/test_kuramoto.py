@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from otprox.exact.kuramoto import Kuramoto, State, branch, hysteresis, transition, triple_point
+from otprox.exact.kuramoto import Kuramoto, State, branch, hysteresis, second_transition, transition, triple_point
 
 
 def approx(value: float, digits: int = 12) -> object:
@@ -174,6 +174,26 @@ def test_triple_point_printed():
     assert (at.K, *at.r) == (approx(0.7890838118588386, 14), approx(0.4991345513489), approx(0.4814717983705))
     energy = Kuramoto(at.K, (1.0, 1 / at.K)).free_energy(torch.tensor(at.r))
     assert energy.item() == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize(("m", "continuous"), [(1.3, False), (1.5, False), (1.8, True), (4.0, True)])
+def test_nematic_order_ends_at_a_second_transition(m: float, continuous: bool):
+    at = second_transition(m)
+    assert at.continuous == continuous and 1 / m < at.K <= at.threshold
+    assert at.threshold * (1 + Kuramoto(at.threshold * m).minimiser().r[0]) == pytest.approx(1, abs=1e-13)
+    assert Kuramoto(at.K * (1 - 1e-5), (1.0, m)).minimiser().symmetry == 2
+    above = Kuramoto(at.K * (1 + 1e-5), (1.0, m)).minimiser()
+    assert above.symmetry == 1 and above.r == pytest.approx(at.r, abs=0.03)
+    nematic = State(Kuramoto(at.threshold * (1 - 1e-4), (1.0, m)), (0.0, Kuramoto(at.threshold * m).minimiser().r[0]))
+    assert nematic.stable and not State(Kuramoto(at.threshold * (1 + 1e-4), (1.0, m)), nematic.r).stable
+
+
+def test_the_second_transition_starts_at_the_triple_point():
+    star = triple_point()
+    at = second_transition(1 / star.K + 1e-7)
+    assert (at.K, *at.r) == pytest.approx((star.K, *star.r), abs=1e-6)
+    with pytest.raises(ValueError, match="for m = 1.2 the uniform state orders at once: m_\\* = 1.267293"):
+        second_transition(1.2)
 
 
 @pytest.mark.parametrize("m", [0.55, 1.0, 1.2])
