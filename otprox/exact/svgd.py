@@ -145,8 +145,9 @@ def rbf_equilibrium(n: int, width: float) -> Tensor:
     """Positions (n,), sorted, at which n particles rest under SVGD with k = exp(−(x − y)²/2h²) and the target N(0, 1).
 
     n = 2: x² = (h²/2)·log(1 + 2/h²), from −k(2x)(x + 2x/h²) + x = 0 up to sign. Otherwise Newton's method from the
-    quantiles of N(0, 1), after a stretch of the flow; ValueError where it does not end in an equilibrium that is
-    stable. Many particles have nearly degenerate equilibria: n is at most 8.
+    quantiles of N(0, 1), after a stretch of the flow; ValueError where that does not end in a stable equilibrium of
+    distinct particles. They may coalesce: of four the inner two do at width 1, of five the inner three above 1.9.
+    n is at most 8.
 
     >>> rbf_equilibrium(2, 1.0)
     tensor([-0.7412,  0.7412], dtype=torch.float64)
@@ -169,7 +170,7 @@ def _rest(n: int, width: float) -> Tensor:
     found = root(lambda x: _velocity(x, width), flowed, jac=True, tol=1e-14)
     slope = np.linalg.eigvals(_velocity(found.x, width)[1]).real.max()
     if np.abs(_velocity(found.x, width)[0]).max() > 1e-12 or slope > 0 or (np.diff(found.x) <= 0).any():
-        raise ValueError(f"no stable equilibrium of {n} distinct particles found at width {width}")
+        raise ValueError(f"no stable equilibrium of {n} distinct particles found at width {width}: they may coalesce")
     return torch.from_numpy(np.ascontiguousarray(found.x))
 
 
