@@ -31,8 +31,8 @@ class Functional(ABC):
     `bounds`            the least and largest density at points, where F is a constraint only  Scaling
     `kl_smooth`         true when F(ν) ≤ F(η) + ⟨δF/δη, ν − η⟩ + L·KL(ν | η) for some L        Scaling
     `kl_prox`           argmin_b s·F(b) + KL(b | a) on a support; from these unless given      Scaling
-    `conjugate`         log ρ with U'(ρ) = p, for F = ∫U(ρ), the gradient of U*; by `per_mass`     Kantorovich
-                        unless given
+    `conjugate`         log ρ with U'(ρ) = p, for F = ∫U(ρ), the gradient of U*; by            Kantorovich
+                        `per_mass` unless given
     `atom`              c·F as an `Atom`, a convex expression in CVXPY, or NotConvex           Convex
     `convexity`         its λ: F is λ-convex along W2 geodesics; None when not known           step-size checks
     `weak`              ∇φ integrated by parts, so that no score of μ is needed                Stein on particles
