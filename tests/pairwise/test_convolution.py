@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -294,3 +295,27 @@ def test_log_gaussian_sum_sees_differences(seed, shift, width):
     x, y, w = data(seed=seed)
     moved = log_gaussian_sum(x + shift, y + shift, w.log(), width)
     torch.testing.assert_close(moved, log_gaussian_sum(x, y, w.log(), width), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("empty", [0, 12, 30])
+@pytest.mark.parametrize("width", [0.05, 1.0])
+def test_a_log_sum_built_up_in_tiles(monkeypatch, width, empty):
+    """With sources of no weight, whole tiles of them, and sources that dwarf all those before them."""
+    x, y, w = data(m=33, n=30, batch=(2,))
+    log_w = w.log() + torch.linspace(0, 3000, 30)
+    log_w[..., :empty] = -math.inf
+    expected = direct_log_sum(x, y, log_w, width)
+    for size in (16, 100, 1 << 18):
+        monkeypatch.setitem(pairwise.TILE, "cpu", size)
+        for weights in (log_w, log_w.flip(-1)):
+            sources = y if weights is log_w else y.flip(-2)
+            found = log_gaussian_sum(x, sources, weights, width)
+            torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-11)
+            torch.testing.assert_close(log_gaussian_sum(x, sources, weights, width, engine="dense"), found)
+
+
+@pytest.mark.skipif(not find_spec("pykeops"), reason="pykeops is not installed")
+def test_a_log_sum_by_keops():
+    x, y, w = data(batch=(2,))
+    found = log_gaussian_sum(x, y, w.log(), 0.5, engine="keops")
+    torch.testing.assert_close(found, log_gaussian_sum(x, y, w.log(), 0.5), rtol=1e-12, atol=1e-12)
