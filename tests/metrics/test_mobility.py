@@ -84,6 +84,20 @@ def test_dissipation():
     assert ox.Mobility(weighted).dissipation(ox.KL(NORMAL), law).item() == pytest.approx(want)
 
 
+@pytest.mark.parametrize(("m", "weigh"), [(plain, False), (weighted, True)], ids=["plain", "weighted"])
+def test_they_are_the_limits_of_narrow_kernels(m, weigh):
+    """The velocity of Stein's flow with k = N(0, σ²) tends to that with the mobility at order σ²."""
+    mu = perturbed(lambda x: 1 + 0.5 * x.sin(), 600)
+    F, local = ox.KL(NORMAL), ox.Mobility(m).descent(ox.KL(NORMAL), mu).faces()[0]
+    near, gaps = mu.grid.faces(0, mu.values)[:, 0].abs() < 3, []
+    for sigma in (0.4, 0.2):
+        k = ox.kernels.RBF(sigma) * (1 / math.sqrt(2 * math.pi) / sigma)
+        V = ox.Quadratic([0.0])
+        metric = ox.Stein(ox.kernels.Weighted(V, V, k) if weigh else k)
+        gaps.append((metric.descent(F, mu).faces()[0] - local)[near].abs().max().item())
+    assert math.log2(gaps[0] / gaps[1]) == pytest.approx(2, abs=0.2)
+
+
 def test_with_mobility_rho_it_is_wasserstein():
     mu, F = perturbed(lambda x: 1 + 0.5 * x.sin(), 80), ox.KL(NORMAL)
     tau = 0.5 * mu.stable_step(ox.Wasserstein().descent(F, mu)).item()

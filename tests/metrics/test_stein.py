@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import otprox as ox
 from otprox.exact import gaussian, svgd
@@ -224,6 +226,45 @@ def test_annealing_scales_the_potential_in_time():
     varying = ox.Forward(ox.Varying(lambda t: (0.1 + t) * target + ox.Entropy()), ox.Stein(RBF(1.0)))
     fixed = ox.Forward(0.6 * target + ox.Entropy(), ox.Stein(RBF(1.0)))
     torch.testing.assert_close(varying(cloud(), 0.5, 0.7).mu.x, fixed(cloud(), 0.5, 0.7).mu.x)
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 12), width=st.floats(0.3, 3.0), angle=st.floats(0, 6.28))
+def test_rigid_motions_and_signs(seed, n, width, angle):
+    """The velocity turns with the particles and the target; the discrepancy is positive, and does not turn."""
+    mu, F, metric = cloud(n, seed=seed), ox.KL(TARGET), ox.Stein(RBF(width))
+    c, s = math.cos(angle), math.sin(angle)
+    R, shift = torch.tensor([[c, -s], [s, c]]), torch.tensor([0.7, -1.3])
+    cov = R @ TARGET.cov @ R.mT
+    turned = ox.Particles(mu.x @ R.mT + shift)
+    G = ox.KL(ox.Gaussian(R @ TARGET.mean + shift, (cov + cov.mT) / 2))
+    v = velocity(F, RBF(width), mu)
+    torch.testing.assert_close(velocity(G, RBF(width), turned), v @ R.mT, atol=1e-10, rtol=1e-10)
+    D2 = metric.dissipation(F, mu)
+    assert D2 > 0
+    torch.testing.assert_close(metric.dissipation(G, turned), D2, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kernel", [RBF(0.8), Bilinear()])
+def test_a_step_is_differentiable_in_its_start(kernel):
+    V = lambda x: (x**4).sum(-1) / 4  # noqa: E731
+    step = ox.Forward(ox.KL(V), ox.Stein(kernel))
+    x, bump, eps = cloud(5).x, cloud(5, seed=1).x, 1e-5
+    value = lambda y: step(ox.Particles(y), 0.0, 0.1).mu.x.sin().sum()  # noqa: E731
+    start = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(value(start), start)
+    difference = (value(x + eps * bump) - value(x - eps * bump)) / (2 * eps)
+    torch.testing.assert_close((slope * bump).sum(), difference, rtol=1e-6, atol=1e-8)
+
+
+def test_adaptive_steps():
+    """From far out, where one fixed step would overshoot."""
+    step, start = (
+        ox.Forward(ox.KL(lambda x: (x**4).sum(-1) / 4), ox.Stein(RBF(1.0))),
+        ox.Particles(cloud(10, 1).x + 4.0),
+    )
+    assert step(start, 0.0, 0.5).mu.x.min() < -4.0
+    out = ox.Adaptive(step, tol=1.0)(start, 0.0, 0.5)
+    assert out.mu.x.min() > 0.0 and out.mu.x.max() < 4.0 and out.stats.iterations > 10
 
 
 def test_float32():
