@@ -210,3 +210,40 @@ def test_what_is_refused():
     wall = ox.Density(torch.ones(2), ox.Grid(0, 1, 2))
     with pytest.raises(TypeError, match="periodic grid"):
         ox.observe.at_centres(ox.observe.mass)(ox.Tick(0, 0.0, 1.0, wall, wall, None))
+
+
+def test_other_periods_are_refused():
+    grid = ox.Grid(0.0, 1.0, 16, periodic=True)
+    flat = ox.Density(torch.ones(16), grid)
+    with pytest.raises(ValueError, match="Cosine has period .*no multiple"):
+        ox.PseudoSpectral(kuramoto(1.0))(flat, 0.0, 0.1)
+
+
+def test_it_is_differentiable():
+    """d r(T)/dε along a change of the start that keeps the mass, by central differences."""
+    grid = circle(16)
+    start, change = wave(grid, 0.3).values, 0.1 * torch.cos(grid.points(torch.ones(()))[:, 0])
+
+    def r(eps: Tensor) -> Tensor:
+        end = ox.record(
+            ox.flow(ox.PseudoSpectral(kuramoto(1.5)), mu.with_state(values=start + eps * change), [0, 0.2, 0.4])
+        )
+        return end.final.expect(lambda x: torch.cos(x[..., 0]))
+
+    mu = wave(grid, 0.3)
+    assert torch.autograd.gradcheck(r, (torch.zeros((), requires_grad=True),))
+
+
+def test_a_broken_run_goes_on(tmp_path):
+    path = ox.flow(ox.PseudoSpectral(kuramoto(1.5)), wave(circle(16)), times(2.0, 0.1))
+    whole = ox.record(path, r=ox.observe.order()).series["r"]
+    broken = iter([True])
+
+    def r(tick: ox.Tick) -> Tensor:
+        if tick.k == 7 and next(broken, False):
+            raise KeyboardInterrupt
+        return ox.observe.order()(tick)
+
+    with pytest.warns(UserWarning, match="interrupted after 7 steps"):
+        ox.record(path, checkpoint=tmp_path / "run.npz", r=r)
+    assert torch.equal(ox.record(path, checkpoint=tmp_path / "run.npz", r=r).series["r"], whole)
