@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -19,14 +20,14 @@ LARGEST = 300.0  # of |log ρ|: densities beyond e^±300 are taken as infinite o
 class Conjugate:
     """U* of the density U(ρ) + Vρ of a local convex F at the cells of a measure: ρ = (U*)'(p) solves U'(ρ) = p.
 
-    `potential` is V on the cells, (*batch, n); `energies` are the internal energies (c, f) with U = Σ c ρ u_f(log ρ).
-    One of them is inverted by its own `conjugate`, a sum by Newton's method for log ρ with a bracket as safeguard.
-    Prices p have the shape of the potential.
+    `potential` is V on the cells, (*batch, n); `energies` are the internal energies (c, f) with U = Σ c ρ u_f(log ρ) up
+    to ρ = `ceiling`, which no price exceeds. One of them is inverted by its own `conjugate`, a sum by Newton's method
+    for log ρ with a bracket as safeguard. Prices p have the shape of the potential.
     """
 
     potential: Tensor
     energies: tuple[tuple[float, Any], ...]
-    name: str
+    ceiling: float = math.inf
 
     @classmethod
     def of(cls, F: Any, mu: Measure) -> Conjugate:
@@ -35,16 +36,18 @@ class Conjugate:
         if reason is not None:
             raise TypeError(reason)
         points = mu.points
-        potential, energies = mu.anchor.new_zeros((*mu.batch, points.shape[-2])), []
+        potential, energies, ceiling = mu.anchor.new_zeros((*mu.batch, points.shape[-2])), [], math.inf
         for c, f in F.terms:
             if hasattr(f, "per_mass"):
                 energies.append((c, f))
+            elif hasattr(f, "bound"):
+                ceiling = min(ceiling, f.bound)
             else:
                 potential = potential + c * f.value(points)
         if not torch.isfinite(potential).all():
             bad = int((~torch.isfinite(potential)).sum())
             raise ValueError(f"the potential of {F} is not finite on {bad} cells of the grid; a prox needs finite ones")
-        return cls(potential, tuple(energies), str(F))
+        return cls(potential, tuple(energies), ceiling)
 
     def price(self, log_rho: Tensor) -> tuple[Tensor, Tensor]:
         """U'(ρ) and its derivative in log ρ."""
@@ -62,8 +65,8 @@ class Conjugate:
         """(U*)'(p): the density of price p; 0 at or below U'(0), infinite above U'(∞)."""
         if len(self.energies) == 1:
             ((c, f),) = self.energies
-            return f.conjugate(p / c).exp()
-        return self.log_density(p).exp()
+            return f.conjugate(p / c).exp().clamp_max(self.ceiling)
+        return self.log_density(p).exp().clamp_max(self.ceiling)
 
     def energy(self, rho: Tensor) -> Tensor:
         """U(ρ), 0 at 0."""
@@ -74,14 +77,14 @@ class Conjugate:
     def softness(self, rho: Tensor) -> Tensor:
         """(U*)''(p) = 1/U''(ρ) at p = U'(ρ); 0 where ρ is."""
         slope = self.price(torch.where(rho > 0, rho, 1).log())[1]
-        return torch.where(rho > 0, rho / slope, 0)
+        return torch.where((rho > 0) & (rho < self.ceiling), rho / slope, 0)
 
     def chord(self, p: Tensor, rho: Tensor, nu: Tensor) -> Tensor:
-        """The slope of (U*)' from p, where it is ρ, to the price of ν, taken as at least ρ/1000; 0 where both are 0."""
-        nu = torch.maximum(nu, 1e-3 * rho)
-        near = (rho - nu).abs() <= 1e-3 * nu
+        """The slope of (U*)' from p, where it is ρ, to the price of ν; 0 where both are 0."""
+        near = ((rho - nu).abs() <= 1e-3 * nu) & (rho < self.ceiling)
         there = self.price(torch.where(nu > 0, nu, 1).log())[0]
-        return torch.where(near, self.softness(nu), (rho - nu) / torch.where(near, 1, p - there))
+        chord = (rho - nu) / torch.where(near | (p == there), 1, p - there)
+        return torch.where(near, self.softness(nu), chord.clamp_min(0))
 
     def log_density(self, p: Tensor) -> Tensor:
         """log ρ with U'(ρ) = p by safeguarded Newton; −∞ or ∞ beyond the range of U'."""
@@ -102,11 +105,12 @@ class Conjugate:
 
 def no_conjugate(F: Any) -> str | None:
     """None when F is a non-negative combination of energies with a conjugate, plus potentials; else why not."""
-    missing = sorted({type(f).__name__ for _, f in F.terms if not (hasattr(f, "per_mass") or hasattr(f, "value"))})
+    known = ("per_mass", "bound", "value")
+    missing = sorted({type(f).__name__ for _, f in F.terms if not any(hasattr(f, name) for name in known)})
     if missing:
         return f"{' and '.join(missing)} has no conjugate (it is not a convex function of ρ(x) at each point)"
     energies = [(c, f) for c, f in F.terms if hasattr(f, "per_mass")]
-    if not energies:
+    if not energies and not any(hasattr(f, "bound") for _, f in F.terms):
         return "F has no internal energy, so the new density is not determined cell by cell"
     negative = [type(f).__name__ for c, f in energies if not c > 0]
     return (

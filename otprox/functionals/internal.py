@@ -57,7 +57,7 @@ class Internal(Functional):
 
     def conjugate(self, p: Tensor) -> Tensor:
         """log ρ with U'(ρ) = p: −∞ at or below U'(0), ∞ at or above U'(∞). By Newton's method unless given."""
-        return Conjugate(torch.zeros_like(p), ((1.0, self),), str(self)).log_density(p)
+        return Conjugate(torch.zeros_like(p), ((1.0, self),)).log_density(p)
 
     def diffusivity(self, mu: Measure) -> Tensor:
         return self._slope(mu.log_prob())

@@ -113,6 +113,22 @@ def _breaks(phi: Tensor, speed: Tensor, periodic: bool) -> tuple[Tensor, Tensor]
     return torch.cat([upper[..., -1:] - n, upper], -1), free
 
 
+def envelope(phi: Tensor, speeds: Sequence[Tensor], grid: Grid) -> Tensor:
+    """φ with every cell that no y prefers along its own lines lowered to the first value at which one would.
+
+    That is the convex envelope of |x|²/2 + τφ along each axis with walls. The transform of φ sees no difference.
+    """
+    for axis, speed in reversed(list(zip(axes(grid), speeds, strict=True))):
+        if axis.periodic or axis.n < 3:
+            continue
+        along, rate = phi.movedim(axis.dim, -1), speed.reshape(-1, *(1,) * (phi.ndim - 1))
+        faces = torch.arange(1, axis.n, dtype=phi.dtype, device=phi.device)
+        free = faces + rate * along.diff(dim=-1)
+        lowered = ((isotonic(free) - free) / rate).cumsum(-1).clamp_max(0)
+        phi = torch.cat([along[..., :1], along[..., 1:] + lowered], -1).movedim(-1, axis.dim)
+    return phi
+
+
 def isotonic(v: Tensor) -> Tensor:
     """The non-decreasing sequence nearest to v along the last axis, by pooling adjacent violators.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..functionals import Functional
+from ..functionals import Functional, PorousMedium
 from ..functionals.conjugate import Conjugate, no_conjugate
 from ..measures import Density, Grid, Measure
 from ..measures.covariance import dense
@@ -18,15 +18,14 @@ from ..measures.transport import axes
 from ..metrics import Metric, Wasserstein
 from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
 from .elliptic import Elliptic, Multigrid, solve
-from .hopf_lax import HopfLax, tilt
+from .hopf_lax import HopfLax, envelope, tilt
 
 COARSEST = 16  # cells along an axis at which a cold start begins
 ROUGH = 1e-2  # the L1 residual to which the coarser grids are solved
+GIVE = 0.01  # cells by which the softness of a ceiling may misplace mass
+REACH = 7.0  # the most that log ρ may fall in one step
 SETTLED = 1e-3  # the L1 residual at which the profiles inside cells are fixed
-DAMPING, FRONT = (
-    100.0,
-    0.3,
-)  # stiffness lent by neighbours: FRONT of theirs, less once the residual is below FRONT/DAMPING
+FRONT, DAMPING = 0.3, 100.0  # the part of their stiffness that neighbours lend, less from the residual 1/DAMPING on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,7 @@ class Kantorovich:
         point = dual.at(phi, dual.tilts)
         iterations = torch.zeros_like(point.gap, dtype=torch.int64)
         settled = torch.zeros_like(point.gap, dtype=torch.bool)
-        front = torch.full_like(point.gap, FRONT)
+        front, reach = torch.full_like(point.gap, FRONT), torch.full_like(point.gap, REACH)
         bold = (dual.masses == 0).flatten(1).any(-1) & (dual.grid.dim == 1)
         for _ in range(self.max_iter):
             done = settled & (point.mismatch <= tol)
@@ -126,9 +125,11 @@ class Kantorovich:
                 point, settled = dual.reprofiled(point, settled, now), settled | now
                 done = settled & (point.mismatch <= tol)
             iterations += ~done
-            step = dual.newton(point, front, bold)
+            step = dual.newton(point, front, reach, bold)
             point, length = dual.search(point, torch.where(_wide(done, step), 0, step))
-            front = torch.where(length < 0.5, 4 * front, FRONT).clamp_max(4.0)
+            point = dual.lowered(point)
+            front = torch.where(length < 0.5, 4 * front, 0.7 * front).clamp(FRONT, 20.0)
+            reach = torch.where(length < 0.5, reach / 2, 2 * reach).clamp(0.5, REACH)
         return Found(point, settled & (point.mismatch <= tol), iterations)
 
 
@@ -180,6 +181,9 @@ class Dual:
     def build(cls, F: Functional, mu: Density, stretch: Tensor) -> Dual:
         masses = mu.masses.reshape(-1, *mu.grid.shape)
         energy = Conjugate.of(F, mu)
+        if not energy.energies:  # a ceiling alone: prices rise from 0 to GIVE·h²/τ as it is reached
+            rise = GIVE * min(h**2 / s for a, h in enumerate(mu.grid.spacing) for s in stretch[:, a].tolist())
+            energy = replace(energy, energies=((rise / (2 * energy.ceiling), PorousMedium(2.0)),))
         speeds = tuple(stretch[:, a] / h**2 for a, h in enumerate(mu.grid.spacing))
         tilts = tuple(tilt(masses, axis) for axis in axes(mu.grid))
         return cls(mu, masses, energy, energy.potential.reshape(masses.shape), speeds, tilts, stretch)
@@ -246,14 +250,15 @@ class Dual:
             tilts.append(torch.where(_wide(settled, old), old, torch.where(_wide(now, old), fixed, moved)))
         return self.at(point.phi, tuple(tilts), point.level)
 
-    def newton(self, point: Point, front: Tensor, bold: Tensor) -> Tensor:
+    def newton(self, point: Point, front: Tensor, reach: Tensor, bold: Tensor) -> Tensor:
         """The Newton step: (−∇²)⁻¹ of the gradient, to a part of it.
 
         Cells that the transport cannot see (empty, at a front) borrow stiffness from their neighbours.
         """
         rho = point.rho
         p = point.phi - self.potential - _wide(point.level, rho)
-        softness = self.energy.chord(p, rho, point.transport.image / self.volume) * self.volume
+        nu = torch.maximum(point.transport.image / self.volume, _wide((-reach).exp(), rho) * rho)
+        softness = self.energy.chord(p, rho, nu) * self.volume
         softness = softness + 1e-12 * softness.flatten(1).amax(-1).reshape(-1, *(1,) * self.grid.dim)
         thin = 0.1 * _wide(point.mismatch, rho) * self.masses.flatten(1).amax(-1).reshape(-1, *(1,) * self.grid.dim)
         wanted = (rho > 0) | (not self.energy.vacuum)
@@ -297,6 +302,17 @@ class Dual:
                 break
             length = torch.where(enough, length, length / 2)
         return ahead, length
+
+    def lowered(self, point: Point) -> Point:
+        """The point with its prices replaced by their envelope, where the dual does not fall by it."""
+        phi = envelope(point.phi, self.speeds, self.grid)
+        if bool((phi == point.phi).all()):
+            return point
+        ahead = self.at(phi, point.tilts, point.level)
+        better = _wide(ahead.value >= point.value, phi)
+        if bool(better.all()):
+            return ahead
+        return self.at(torch.where(better, phi, point.phi), point.tilts, point.level)
 
     def measure(self, mu: Density, point: Point) -> Density:
         return mu.with_state(values=point.rho.reshape(mu.values.shape))
