@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -33,7 +34,7 @@ class Continuity:
 
     Nothing crosses walls. In the basis of `Harmonics` every mode is alone. There −Δ has eigenvalue λ ("stiffness" in
     the coordinates of `lines`), and the equation reads a·ρ_k − b·ρ_{k−1} + div m_k = 0 with a, b = 1/dt ±
-    ½·viscosity·λ.
+    ½·viscosity·λ. `tension` has the eigenvalues, (*shape), of a quadratic cost at each free node, over dt.
     """
 
     grid: Grid
@@ -46,17 +47,28 @@ class Continuity:
     behind: Tensor
     stiffness: Tensor
     averaging: Tensor
+    tension: tuple[Tensor, ...]
 
     @classmethod
     def on(
-        cls, grid: Grid, lines: tuple[Line, ...], start: Tensor, end: Tensor | None, dt: float, steps: int, nu: float
+        cls,
+        grid: Grid,
+        lines: tuple[Line, ...],
+        start: Tensor,
+        end: Tensor | None,
+        dt: float,
+        steps: int,
+        viscosity: float,
+        tension: Callable[[int], Sequence[float]] = lambda nodes: [0.0] * nodes,
     ) -> Continuity:
         harmonics = Harmonics.on(lines, start)
-        diffusion = nu / 2 * harmonics.laplacian(grid.spacing, start)
+        laplacian = harmonics.laplacian(grid.spacing, start)
+        diffusion = viscosity / 2 * laplacian
         stiffness = harmonics.laplacian([line.h for line in lines], start)
         averaging = harmonics.averaging(start)
         ahead, behind = 1 / dt + diffusion, 1 / dt - diffusion
-        return cls(grid, lines, harmonics, start, end, steps, ahead, behind, stiffness, averaging)
+        tight = tuple(c * laplacian for c in tension(steps if end is None else steps - 1))
+        return cls(grid, lines, harmonics, start, end, steps, ahead, behind, stiffness, averaging, tight)
 
     @property
     def time(self) -> int:
@@ -102,7 +114,7 @@ class Continuity:
         for k in range(self.nodes):
             inner = 1.0 if k + 1 < self.steps else 0.0
             pivot = w * (self.ahead**2 + inner * self.behind**2) + (1 + inner) * spread
-            pivot = pivot + self.stiffness * weights.nodes.select(self.time, k)
+            pivot = pivot + self.stiffness * (weights.nodes.select(self.time, k) + self.tension[k])
             if k:
                 ratios.append(off / pivots[-1])
                 pivot = pivot - ratios[-1] * off
@@ -112,8 +124,9 @@ class Continuity:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The nearest path, in the norm of some weights, that obeys the continuity equation and whose `density` averages
-    it.
+    """The path that obeys the equation, `density` being its averages, and is nearest in the norm of some weights.
+
+    With `tension` that is the least of half the square of the distance and of the quadratic cost.
 
     For given ρ the nearest m differs from its target by a gradient, ∇ψ with −λψ = −a·ρ_k + b·ρ_{k−1} − div m. The
     square of that over λ, and the distance of ρ, are least where a tridiagonal system in time holds.

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ..functionals import Functional
-from ..functionals.euclidean_prox import not_convex_local
 from ..measures import Density, Measure
 from ..measures.base import check_alike
 from ..measures.covariance import dense
@@ -17,7 +16,8 @@ from ..metrics import Metric, Wasserstein
 from .base import OnFailure, Out, check_positive, check_tau, report, require, slowest
 from .concave import ConcaveMobility, Linear
 from .curve import Curve
-from .path_problem import Objective, PathProblem, varies
+from .path_cost import Objective, not_convex, varies
+from .path_problem import PathProblem
 from .splitting import minimise
 
 
@@ -31,9 +31,10 @@ class Dynamic:
 
     with `inner_steps` intervals in time (Benamou and Brenier 2000; for implicit steps Carrillo, Craig, Wang and Wei
     2022). Densities live on cells and fluxes on faces: the errors are of second order in the width of a cell and in
-    tau/inner_steps, however short the step is. F and `running` are sums of terms that are convex in the density, cell
-    by cell: Potential, Entropy, PorousMedium, KL; `running` may be Varying, in time since μ. `mobility` is concave,
-    and Q one diagonal matrix.
+    tau/inner_steps where densities are smooth and positive, however short the step is; tails that fall by more than a
+    factor of about 3 a cell count as denser than they are. F and `running` are sums of terms that are convex in the
+    density, cell by cell (Potential, Entropy, PorousMedium, KL, Congestion), and of Dirichlet energies; `running` may
+    be Varying, in time since μ. `mobility` is concave, and Q one diagonal matrix.
 
     `tol` is for the two paths that the minimisation keeps, one of finite energy and one that obeys the equation: it has
     converged when they agree to tol, relatively, in the norm in which fluxes and densities weigh alike. The mass of ν
@@ -65,7 +66,7 @@ class Dynamic:
         if not isinstance(mu, Density):
             return f"it works on a Density on a Grid, not on {type(mu).__name__}"
         reason = _not_diagonal(metric) or _not_convex("running", self.running, mu)
-        return reason or not_convex_local(F, mu)
+        return reason or not_convex(F, mu)
 
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
@@ -188,5 +189,5 @@ def _not_diagonal(metric: Metric) -> str | None:
 def _not_convex(name: str, F: Functional | None, mu: Density) -> str | None:
     if F is None:
         return None
-    reason = not_convex_local(F.at(0.0) if varies(F) else F, mu)
+    reason = not_convex(F.at(0.0) if varies(F) else F, mu)
     return None if reason is None else f"{name}: {reason}"
