@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,7 +11,16 @@ from torch import Tensor
 
 from ..domains import Euclidean
 from ..functionals import Functional
-from ..kernels import Bilinear, Energy, Kernel, Riesz
+from ..kernels import (
+    Bilinear,
+    Combination,
+    Energy,
+    Kernel,
+    RadialCombination,
+    Riesz,
+    StationaryCombination,
+    Weighted,
+)
 from ..measures import Density, Gaussian, Measure, Particles, Quantiles, Spectral, Velocity
 from ..measures.faces import covectors, smooth_faces, smoothing_rate, work
 from ..pairwise.routes import route
@@ -35,7 +45,7 @@ class Stein(Metric):
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
             raise TypeError(f"Stein needs a kernel such as kernels.RBF(1.0), not {self.kernel!r}")
-        if isinstance(self.kernel, Energy | Riesz):
+        if any(isinstance(leaf, Energy | Riesz) for leaf in _leaves(self.kernel)):
             raise ValueError(
                 f"Stein needs a positive definite kernel, and {self.kernel} is not: F would not decrease. What would "
                 "work: RBF, Laplace, InverseMultiquadric or Bilinear"
@@ -45,8 +55,8 @@ class Stein(Metric):
         return self._sums(mu, mu.points).values(mu.weights[..., None] * u)
 
     def descent(self, F: Functional, mu: Measure) -> Velocity:
-        if isinstance(mu, Gaussian) and isinstance(self.kernel, Bilinear):
-            shift, slope = _moments(F, mu)
+        if isinstance(mu, Gaussian) and self._affine:
+            shift, slope = (self._affine * part for part in _moments(F, mu))
             at_mean = -shift - (slope @ mu.mean[..., None])[..., 0]
             return Velocity(field=lambda x: -shift[..., None, :] - x @ slope.mT, affine=lambda: (at_mean, -slope))
         source = cache(lambda: self._source(F, mu))
@@ -64,14 +74,20 @@ class Stein(Metric):
         """
         if isinstance(mu, Density):
             return -work(mu, *self._on_faces(F, mu))
-        if isinstance(mu, Gaussian) and isinstance(self.kernel, Bilinear):
+        if isinstance(mu, Gaussian) and self._affine:
             shift, slope = _moments(F, mu)
-            return shift.square().sum(-1) + slope.square().sum((-2, -1))
+            return self._affine * (shift.square().sum(-1) + slope.square().sum((-2, -1)))
         c, b = self._source(F, mu)
         sums = self._sums(mu, mu.points)
         if b is None:
             return (c * sums.values(c)).sum((-2, -1))
         return (c * sums.stein(c, 2 * b)).sum((-2, -1)) + (b * sums.traces(b)).sum((-2, -1))
+
+    @property
+    def _affine(self) -> float:
+        """c where the kernel is c·Bilinear, which keeps Gaussians; 0 where it is another."""
+        terms = _terms(self.kernel)
+        return sum(c for c, _ in terms) if all(isinstance(part, Bilinear) for _, part in terms) else 0.0
 
     def _sums(self, mu: Measure, x: Tensor) -> Sums:
         nodal = isinstance(mu, Particles | Quantiles)
@@ -102,6 +118,18 @@ class Stein(Metric):
         """ρ∇φ and the velocity −K_μ∇φ on the faces normal to each axis."""
         J = covectors(mu, F.first_variation(mu))
         return J, tuple(-smooth_faces(self.kernel, mu.grid, part, axis) for axis, part in enumerate(J))
+
+
+def _terms(kernel: Kernel) -> tuple[tuple[float, Kernel], ...]:
+    """(factor, kernel) of a combination, or of the kernel alone."""
+    combined = isinstance(kernel, Combination | StationaryCombination | RadialCombination)
+    return kernel.terms if combined else ((1.0, kernel),)  # type: ignore[attr-defined]
+
+
+def _leaves(kernel: Kernel) -> Iterator[Kernel]:
+    """What a kernel is made of, under sums and weights."""
+    for _, part in _terms(kernel):
+        yield from _leaves(part.k) if isinstance(part, Weighted) else (part,)
 
 
 def _moments(F: Functional, mu: Gaussian) -> tuple[Tensor, Tensor]:

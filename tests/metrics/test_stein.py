@@ -145,6 +145,9 @@ def test_discrepancy_of_particles_over_all_pairs():
 def test_kl_falls_at_the_rate_of_the_dissipation_on_gaussians():
     F, metric = ox.KL(TARGET), ox.Stein(Bilinear())
     torch.testing.assert_close(metric.dissipation(F, START), svgd.bilinear_dissipation(START, TARGET))
+    torch.testing.assert_close(ox.Stein(0.5 * Bilinear()).dissipation(F, START), 0.5 * metric.dissipation(F, START))
+    half, whole = (ox.Forward(F, ox.Stein(k)) for k in (0.5 * Bilinear(), Bilinear()))
+    torch.testing.assert_close(half(START, 0.0, 0.02).mu.cov, whole(START, 0.0, 0.01).mu.cov)
     step, eps = ox.Forward(F, metric), 1e-5
     fall = (F(START) - F(step(START, 0.0, eps).mu)) / eps
     torch.testing.assert_close(fall, metric.dissipation(F, START), rtol=1e-3, atol=0)
@@ -339,6 +342,8 @@ def test_refusals():
     F = ox.KL(NORMAL)
     with pytest.raises(ValueError, match="positive definite"):
         ox.Stein(ox.kernels.Energy())
+    with pytest.raises(ValueError, match="positive definite"):
+        ox.Stein(ox.kernels.Weighted(HALF_SQUARE, HALF_SQUARE, RBF(1.0) + 0.5 * ox.kernels.Riesz(1.5)))
     with pytest.raises(TypeError, match="needs a kernel"):
         ox.Stein(1.0)
     with pytest.raises(TypeError, match="GaussHermite"):
