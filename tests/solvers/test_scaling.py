@@ -25,7 +25,7 @@ from otprox import (
     Potential,
     Wasserstein,
 )
-from otprox.solvers import ConvergenceError, ConvergenceWarning, Scaling, choose
+from otprox.solvers import ConvergenceError, ConvergenceWarning, Scaling, choose, separable
 from otprox.solvers.anderson import Anderson
 from otprox.solvers.separable import SeparableKernel, log_gibbs
 
@@ -377,6 +377,24 @@ def test_gibbs_kernel_on_a_circle_and_a_segment():
     torch.testing.assert_close(log_gibbs(7, 3.0, True, 0.4).exp(), expected)
     grid = Grid(0.0, 3.0, 7)
     torch.testing.assert_close(log_gibbs(7, 3.0, False, 0.4).exp(), torch.exp(-cost_matrix(grid) / 0.4) * grid.volume)
+
+
+@pytest.mark.parametrize("shape", [(48,), (32, 21), (8, 9, 10)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_fft_on_periodic_grids_and_its_fallback(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch):
+    """Equal to the matrices to rounding where sums are of one size; where they are not, it leaves them to those."""
+    grid = Grid((0.0,) * len(shape), (1.0,) * len(shape), shape, True)
+    monkeypatch.setattr(separable, "FFT", 1)
+    g = torch.Generator().manual_seed(0)
+    f = torch.randn(2, grid.n, generator=g).to(dtype)
+    for reg, spread in ((0.5, 1.0), (0.02, 1.0), (0.02, 60.0)):
+        kernel = SeparableKernel.on(grid, [1.0] * len(shape), reg, f)
+        assert kernel.spectrum is not None
+        exact = kernel.log_apply(spread * f)
+        torch.testing.assert_close(
+            kernel.apply(spread * f), exact, rtol=0, atol=2e-11 if dtype == torch.float64 else 2e-3
+        )
+    assert SeparableKernel.on(Grid(0.0, 1.0, 48), [1.0], 0.5, f).spectrum is None
 
 
 def plan_marginals(mu: Density, stats, reg: float) -> tuple[Tensor, Tensor]:
