@@ -12,12 +12,13 @@ from torch import Tensor
 from ..domains import Box, Euclidean
 from ..functionals import Functional
 from ..functionals.base import Sum
-from ..functionals.local_prox import LocalProx, not_local
+from ..functionals.local_prox import LocalProx, not_local, offers
 from ..measures import Density, Measure, Particles
 from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein
 from .annealing import Level, solve
 from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
+from .implicit import Linearised, Minimiser
 from .majorise import Majorised
 from .sinkhorn import Plan, Problem, Prox, Solution, half_self, pairing
 from .support import Cells, Points
@@ -53,8 +54,9 @@ class Scaling:
     Stats: `residual` is that L1 distance; `iterations` count those at all levels; `potentials` (f, g) give π =
     exp((f ⊕ g − cost)/reg), with marginals μ and ν; `distance2` is OT as the reference defines it: ⟨cost, π⟩ +
     reg·∫π log π, ⟨cost, π⟩ + reg·KL(π | μ⊗ν), or the Sinkhorn divergence. `objective` is differentiable, by the
-    envelope theorem: in the masses of μ along directions that keep its mass, and in the parameters of F. All else, ν
-    included, is a constant to autograd.
+    envelope theorem: in the masses of μ along directions that keep its mass, and in the parameters of F. So is ν, by
+    the implicit function theorem, in the values of a Density μ and in the parameters of F; but for "debiased", and for
+    an F with interactions, ν is a constant to autograd. All else is a constant always.
     """
 
     tol: float = 1e-8
@@ -84,7 +86,8 @@ class Scaling:
         assert isinstance(metric, Entropic) and isinstance(mu, Density | Particles)
         check_tau(tau, F, slowest(metric.base))
         with torch.no_grad():
-            found, nu, value = self._minimise(F, metric, mu, tau, last)
+            problem, found = self._minimise(F, metric, mu, tau, last)
+            nu, value = mu.with_log_prob(found.plan.log_nu), Transport.of(problem, found.plan, last)
         plan, distance2 = found.plan, metric.reg * value.cost
         stats = Stats(
             converged=found.converged,
@@ -97,17 +100,17 @@ class Scaling:
             potentials=(metric.reg * plan.log_u, metric.reg * plan.log_v),
         )
         advice = "raise max_iter or tol, take a larger reg or a smaller tau, or the reference 'lebesgue'"
+        nu = differentiable(F, mu, problem, plan, 2 * tau / metric.reg) or nu
         return Out(nu, report(stats, self, advice, self.on_failure))
 
     def _minimise(
         self, F: Functional, metric: Entropic, mu: Density | Particles, tau: float, last: Any
-    ) -> tuple[Solution, Density | Particles, Transport]:
+    ) -> tuple[Problem, Solution]:
         local, smooth = split(F)
         level = pose(local, metric, mu, tau)
         warm = _warm(level.problem, last)
         if smooth is None:
-            found = self._solve(level, warm)
-            return found, mu.with_log_prob(found.plan.log_nu), Transport.of(level.problem, found.plan, last)
+            return level.problem, self._solve(level, warm)
 
         def energy(plan: Plan) -> Tensor:
             cost = Transport.of(level.problem, plan, last).cost
@@ -115,11 +118,30 @@ class Scaling:
 
         start = F(mu) + metric.reg / (2 * tau) * staying(level.problem)
         descent = Majorised(smooth, energy, mu, self.tol, self.max_iter)
-        found = descent.minimise(level, self._solve, warm, start)
-        return found, mu.with_log_prob(found.plan.log_nu), Transport.of(level.problem, found.plan, last)
+        return level.problem, descent.minimise(level, self._solve, warm, start)
 
     def _solve(self, level: Level, x: Tensor | None) -> Solution:
         return solve(level, x, self.tol, self.max_iter, self.memory)[0]
+
+
+def differentiable(F: Functional, mu: Density | Particles, problem: Problem, plan: Plan, s: float) -> Any:
+    """ν with its derivatives in the values of μ and the parameters of F; None when nothing asks for them, or for the
+    reference "debiased" and for energies that are not local, whose ν is a constant."""
+    prox = problem.prox
+    if not torch.is_grad_enabled() or not isinstance(prox, LocalProx) or problem.reference == "debiased":
+        return None
+    if split(F)[1] is not None:
+        return None
+    local: list[tuple[float, Any]] = [(c, f) for c, f in F.terms if offers(f, "local")]
+    parts = [c * f.local(plan.log_nu, mu.points)[0] for c, f in local]
+    phi, log_mu = sum(parts, torch.zeros_like(plan.log_nu)), problem.log_mu
+    if isinstance(mu, Density):
+        log_mu = mu.log_prob()
+    if not (phi.requires_grad or log_mu.requires_grad):
+        return None
+    rate = prox.slope_at(plan.log_b)
+    beta = 1 / (rate if problem.reference == "lebesgue" else rate - 1)
+    return mu.with_log_prob(Minimiser.apply(log_mu, phi, Linearised(problem, plan, beta, s)))
 
 
 def split(F: Functional) -> tuple[Functional, Functional | None]:

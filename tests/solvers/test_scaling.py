@@ -571,12 +571,52 @@ def test_envelope_gradients_of_the_value(reference: str):
     assert in_V.item() == pytest.approx(across.item(), rel=1e-5)
 
 
-def test_the_minimiser_is_a_constant_to_autograd():
+@pytest.mark.parametrize("reference", ["lebesgue", "product"])
+@pytest.mark.parametrize("periodic", [False, True])
+def test_derivatives_of_the_minimiser(reference: str, periodic: bool):
+    """By the implicit function theorem, against central differences in μ and in the parameters of V, in a batch."""
+    grid, metric, tau = Grid(0.0, 1.0, 30, periodic), Entropic(0.02, reference), 0.05
+    first, second = normal(0.4, 0.03, Grid(0.0, 1.0, 30)).values, normal(0.6, 0.05, Grid(0.0, 1.0, 30)).values
+    mu = Density(torch.stack([first, second]), grid)
+    x = grid.points(torch.zeros(1))[:, 0]
+    bump = torch.sin(7 * x) * mu.values
+    bump = bump - bump.mean(-1, keepdim=True) * mu.values
+    test = torch.cos(3 * x) + x * torch.tensor([[1.0], [-2.0]])
+
+    def value(rho: Tensor, shift: Tensor) -> Tensor:
+        F = KL(lambda y: 8 * (y[..., 0] - shift).square()) + 0.2 * PorousMedium(2.0)
+        nu = Scaling(tol=1e-12)(F, metric, mu.with_state(values=rho), tau).mu
+        return (test * nu.values.square()).sum()
+
+    rho, shift = mu.values.clone().requires_grad_(), torch.tensor(0.55, requires_grad=True)
+    in_mu, in_V = torch.autograd.grad(value(rho, shift), (rho, shift))
+    h = 1e-4
+    with torch.no_grad():
+        along = (value(rho + h * bump, shift) - value(rho - h * bump, shift)) / (2 * h)
+        across = (value(rho, shift + h) - value(rho, shift - h)) / (2 * h)
+    assert (in_mu * bump).sum().item() == pytest.approx(along.item(), rel=1e-5, abs=1e-7)
+    assert in_V.item() == pytest.approx(across.item(), rel=1e-5)
+
+
+def test_gradients_flow_through_several_steps():
+    mu, x = normal(0.4, 0.03, Grid(0.0, 1.0, 30)), torch.tensor(0.7)
+
+    def mean(shift: Tensor) -> Tensor:
+        step = ox.Backward(KL(lambda y: 8 * (y[..., 0] - shift).square()), Entropic(0.02), PRECISE)
+        nu = step(step(mu, 0.0, 0.05).mu, 0.05, 0.1).mu
+        return nu.mean[0]
+
+    shift = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(mean(shift), shift)
+    assert slope.item() == pytest.approx(((mean(x + 1e-4) - mean(x - 1e-4)) / 2e-4).item(), rel=1e-5)
+
+
+def test_what_has_no_derivative_is_a_constant():
     mu = normal(0.0, 1.0)
     mu = mu.with_state(values=mu.values.clone().requires_grad_())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        nu, stats = Scaling()(Entropy(), Entropic(0.1), mu, 0.1)
+        nu, stats = Scaling()(Entropy(), Entropic(0.1, "debiased"), mu, 0.1)
     assert not nu.values.requires_grad and stats.objective.requires_grad
 
 
