@@ -13,6 +13,7 @@ from ..functionals import Functional, Internal
 from ..functionals.constraint import constraint_in
 from ..measures import Measure, Particles
 from ..metrics import Entropic, Metric, Wasserstein
+from ..pairwise import Engine
 from .annealing import Level, solve
 from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
 from .gibbs import CloudKernel
@@ -43,6 +44,7 @@ class FreeSupport:
     inner: float = 1e-5
     max_iter: int = 200
     memory: int = 10
+    engine: Engine = "auto"
     on_failure: OnFailure = "warn"
 
     def supports(self, F: Functional, metric: Metric, mu: Measure) -> str | None:
@@ -66,7 +68,7 @@ class FreeSupport:
         require(self, F, metric, mu)
         assert isinstance(metric, Entropic) and isinstance(mu, Particles)
         check_tau(tau, F, slowest(metric.base))
-        objective = Objective(F, metric, mu, tau, self.inner)
+        objective = Objective(F, metric, mu, tau, self.inner, self.engine)
         origin = mu.x.new_zeros(mu.batch.numel(), mu.x.shape[-2] * mu.dim)
         value, gradient = objective(origin)
         if not gradient.isfinite().all():
@@ -100,9 +102,11 @@ class Objective:
     Keeps the potentials of the last value: the next transport problem starts from them.
     """
 
-    def __init__(self, F: Functional, metric: Entropic, mu: Particles, tau: float, inner: float) -> None:
+    def __init__(
+        self, F: Functional, metric: Entropic, mu: Particles, tau: float, inner: float, engine: Engine = "auto"
+    ) -> None:
         assert isinstance(metric.base, Wasserstein)
-        self.F, self.mu, self.tau, self.inner = F, mu, tau, inner
+        self.F, self.mu, self.tau, self.inner, self.engine = F, mu, tau, inner, engine
         self.reg, self.debiased = metric.reg, metric.reference == "debiased"
         self.factor, self.x = metric.base.factor(mu), coordinates(mu, metric.base).detach()
         self.log_w, weight = log_weights(mu), mu.w[..., None]
@@ -110,7 +114,7 @@ class Objective:
         self.log_v: Tensor | None = None
         self.log_d: Tensor | None = None
         with torch.no_grad():
-            ends = CloudKernel(self.x, self.x, self.reg)
+            ends = self._kernel(self.x, self.x)
             self.half = half_self(ends, self.log_w, None)[0] if self.debiased else self._entropy()
 
     def __call__(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,20 +148,25 @@ class Objective:
 
     def _transport(self, y: Tensor) -> Tensor:
         """OT(μ, ν), (*batch,), with its gradient in the points y of ν: potentials are held where they are optimal."""
-        kernel = CloudKernel(self.x, y, self.reg)
+        kernel = self._kernel(self.x, y)
         with torch.no_grad():
             at = y.detach()
-            problem = Problem(CloudKernel(self.x, at, self.reg), self.log_w, Marginal(self.log_w))
-            found, _ = solve(Level(problem, Clouds(self.x, at), self.reg), self.log_v, self.inner, PASSES, 10)
+            problem = Problem(self._kernel(self.x, at), self.log_w, Marginal(self.log_w))
+            found, _ = solve(
+                Level(problem, Clouds(self.x, at, self.engine), self.reg), self.log_v, self.inner, PASSES, 10
+            )
             self.log_v, self.solved = found.plan.image, found.converged
             half = self._entropy()
             if self.debiased:
-                half, self.log_d = half_self(CloudKernel(at, at, self.reg), self.log_w, self.log_d)
+                half, self.log_d = half_self(self._kernel(at, at), self.log_w, self.log_d)
             cost = problem.cost(found.plan) - self.half - half
         slope = kernel.adjoint(found.plan.log_u)
         if self.log_d is not None:
-            slope = slope - CloudKernel(y, at, self.reg).apply(self.log_d)
+            slope = slope - self._kernel(y, at).apply(self.log_d)
         return self.reg * (cost - (self.mu.w * (slope - slope.detach())).sum(-1))
+
+    def _kernel(self, x: Tensor, y: Tensor) -> CloudKernel:
+        return CloudKernel(x, y, self.reg, engine=self.engine)
 
     def _entropy(self) -> Tensor:
         """∫ log w dμ."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..pairwise import log_gaussian_sum
+from ..pairwise import Engine, log_gaussian_sum
 
 
 class Gibbs(Protocol):
@@ -38,12 +38,16 @@ class CloudKernel:
     y: Tensor
     reg: float
     volumes: tuple[Tensor | float, Tensor | float] = (1.0, 1.0)
+    engine: Engine = "auto"
 
     def apply(self, f: Tensor) -> Tensor:
-        return log_gaussian_sum(self.x, self.y, against(f, self.volumes[1]), (self.reg / 2) ** 0.5)
+        return self._sum(self.x, self.y, against(f, self.volumes[1]))
 
     def adjoint(self, f: Tensor) -> Tensor:
-        return log_gaussian_sum(self.y, self.x, against(f, self.volumes[0]), (self.reg / 2) ** 0.5)
+        return self._sum(self.y, self.x, against(f, self.volumes[0]))
+
+    def _sum(self, x: Tensor, y: Tensor, f: Tensor) -> Tensor:
+        return log_gaussian_sum(x, y, f, (self.reg / 2) ** 0.5, engine=self.engine)
 
 
 def against(f: Tensor, volume: Tensor | float) -> Tensor:

@@ -16,6 +16,7 @@ from ..functionals.local_prox import LocalProx, not_local, offers
 from ..measures import Density, Measure, Particles
 from ..measures.covariance import dense
 from ..metrics import Entropic, Metric, Wasserstein
+from ..pairwise import Engine
 from .annealing import Level, solve
 from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
 from .implicit import Linearised, Minimiser
@@ -51,6 +52,9 @@ class Scaling:
     has none, and converge slowly there. Cells of width h: reg should be at least h²; below h²/4 it is refused, since a
     step could not leave its cell.
 
+    Sums over points go through `otprox.pairwise`, with memory linear in their number: `engine` is "dense", "tiled",
+    "keops" (when installed) or "auto".
+
     Stats: `residual` is that L1 distance; `iterations` count those at all levels; `potentials` (f, g) give π =
     exp((f ⊕ g − cost)/reg), with marginals μ and ν; `distance2` is OT as the reference defines it: ⟨cost, π⟩ +
     reg·∫π log π, ⟨cost, π⟩ + reg·KL(π | μ⊗ν), or the Sinkhorn divergence. `objective` is differentiable, by the
@@ -62,6 +66,7 @@ class Scaling:
     tol: float = 1e-8
     max_iter: int = 2000
     memory: int = 10
+    engine: Engine = "auto"
     on_failure: OnFailure = "warn"
 
     def __post_init__(self) -> None:
@@ -107,7 +112,7 @@ class Scaling:
         self, F: Functional, metric: Entropic, mu: Density | Particles, tau: float, last: Any
     ) -> tuple[Problem, Solution]:
         local, smooth = split(F)
-        level = pose(local, metric, mu, tau)
+        level = pose(local, metric, mu, tau, self.engine)
         warm = _warm(level.problem, last)
         if smooth is None:
             return level.problem, self._solve(level, warm)
@@ -173,11 +178,11 @@ def no_points(mu: Particles) -> str | None:
     return None
 
 
-def pose(F: Functional, metric: Entropic, mu: Density | Particles, tau: float) -> Level:
+def pose(F: Functional, metric: Entropic, mu: Density | Particles, tau: float, engine: Engine) -> Level:
     """The step as a scaling problem on the support of μ."""
     base, s = metric.base, 2 * tau / metric.reg
     assert isinstance(base, Wasserstein)
-    support = Cells.of(mu, base) if isinstance(mu, Density) else Points.of(mu, base)
+    support = Cells.of(mu, base) if isinstance(mu, Density) else Points.of(mu, base, engine)
     least = support.resolution / 4
     if metric.reg < least:
         raise ValueError(

@@ -13,6 +13,7 @@ from ..measures import Density, Measure, Particles
 from ..measures.base import check_alike, common_batch
 from ..measures.covariance import solve_rows
 from ..metrics import Entropic, Wasserstein
+from ..pairwise import Engine
 from .annealing import Level, solve
 from .base import ConvergenceWarning
 from .gibbs import CloudKernel, Gibbs
@@ -21,7 +22,14 @@ from .support import Cells, Support
 
 
 def entropic_cost(
-    mu: Measure, nu: Measure, metric: Entropic, *, tol: float = 1e-5, max_iter: int = 2000, memory: int = 10
+    mu: Measure,
+    nu: Measure,
+    metric: Entropic,
+    *,
+    tol: float = 1e-5,
+    max_iter: int = 2000,
+    memory: int = 10,
+    engine: Engine = "auto",
 ) -> Tensor:
     """OT(μ, ν) as the reference of `metric` defines it, (*batch,), between Densities on one grid or Particles.
 
@@ -33,7 +41,7 @@ def entropic_cost(
     if not isinstance(metric.base, Wasserstein):
         raise TypeError(f"the base {type(metric.base).__name__} acts over an interval: use metric.over(t0, t1)")
     with torch.no_grad():
-        supports, logs = _posed(mu, nu, metric)
+        supports, logs = _posed(mu, nu, metric, engine)
         problem = Problem(supports[0].kernel(metric.reg), logs[0], Marginal(logs[1]))
         found, _ = solve(Level(problem, supports[0], metric.reg), None, tol, max_iter, memory)
         if not bool(found.converged.all()):
@@ -52,6 +60,7 @@ class Clouds(Support):
 
     x: Tensor
     y: Tensor
+    engine: Engine
 
     @property
     def extent(self) -> float:
@@ -63,7 +72,7 @@ class Clouds(Support):
         return 0.0
 
     def kernel(self, reg: float) -> Gibbs:
-        return CloudKernel(self.x, self.y, reg)
+        return CloudKernel(self.x, self.y, reg, engine=self.engine)
 
 
 def coordinates(mu: Particles, base: Wasserstein) -> Tensor:
@@ -77,9 +86,10 @@ def log_weights(mu: Particles) -> Tensor:
     return mu.w.clamp_min(torch.finfo(mu.w.dtype).tiny).log()
 
 
-def _posed(
-    mu: Measure, nu: Measure, metric: Entropic
-) -> tuple[tuple[Support, Support, Support], tuple[Tensor, Tensor]]:
+Supports = tuple[Support, Support, Support]
+
+
+def _posed(mu: Measure, nu: Measure, metric: Entropic, engine: Engine) -> tuple[Supports, tuple[Tensor, Tensor]]:
     """The supports of (μ, ν), (μ, μ) and (ν, ν), and the two log-densities against their base measures."""
     base = metric.base
     assert isinstance(base, Wasserstein)
@@ -99,7 +109,7 @@ def _posed(
             raise TypeError(f"the cost between points is |x − y|², not that of a {type(points.domain).__name__}")
     x, y = (coordinates(points, base).expand(*batch, *points.x.shape[-2:]) for points in (mu, nu))
     a, b = (log_weights(points).expand(*batch, points.x.shape[-2]) for points in (mu, nu))
-    return (Clouds(x, y), Clouds(x, x), Clouds(y, y)), (a, b)
+    return (Clouds(x, y, engine), Clouds(x, x, engine), Clouds(y, y, engine)), (a, b)
 
 
 def _value(problem: Problem, found: Solution, supports: tuple[Support, ...], metric: Entropic) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..measures import Density, Grid, Particles
 from ..measures.covariance import logdet, solve_rows
 from ..metrics import Wasserstein
+from ..pairwise import Engine
 from .gibbs import CloudKernel, Gibbs
 from .separable import SeparableKernel
 
@@ -56,14 +57,15 @@ class Points(Support):
     x: Tensor
     volumes: Tensor
     stretch: float
+    engine: Engine
 
     @classmethod
-    def of(cls, mu: Particles, base: Wasserstein) -> Points:
+    def of(cls, mu: Particles, base: Wasserstein, engine: Engine) -> Points:
         """The points of μ with the volumes of their cells."""
         factor = base.factor(mu)
         if factor is None:
-            return cls(mu.x, mu.volumes, 1.0)
-        return cls(solve_rows(factor, mu.x), mu.volumes, math.exp(0.5 * logdet(factor).max().item()))
+            return cls(mu.x, mu.volumes, 1.0, engine)
+        return cls(solve_rows(factor, mu.x), mu.volumes, math.exp(0.5 * logdet(factor).max().item()), engine)
 
     @property
     def extent(self) -> float:
@@ -74,7 +76,7 @@ class Points(Support):
         return (self.volumes.median().item() / self.stretch) ** (2 / self.x.shape[-1])
 
     def kernel(self, reg: float) -> Gibbs:
-        return CloudKernel(self.x, self.x, reg, (self.volumes, self.volumes))
+        return CloudKernel(self.x, self.x, reg, (self.volumes, self.volumes), self.engine)
 
 
 @dataclass(frozen=True, eq=False)

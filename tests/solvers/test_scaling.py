@@ -658,6 +658,30 @@ def test_points_in_three_dimensions_with_any_metric():
     torch.testing.assert_close(nu.cov, expected.cov, rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("engine", ["dense", "tiled", "keops"])
+def test_engines_agree(engine: str):
+    if engine == "keops":
+        pytest.importorskip("pykeops")
+    x = torch.rand(300, 3, generator=torch.Generator().manual_seed(0))
+    mu = Particles.from_log_prob(lambda x: -x.sum(-1), x, 1 / 300)
+    expected = Scaling()(KL(lambda x: x.sum(-1)), Entropic(0.3), mu, 0.1)
+    found = Scaling(engine=engine)(KL(lambda x: x.sum(-1)), Entropic(0.3), mu, 0.1)
+    torch.testing.assert_close(found.mu.w, expected.mu.w, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="engine must be"):
+        Scaling(engine="gpu")(KL(lambda x: x.sum(-1)), Entropic(0.3), mu, 0.1)
+
+
+def test_points_in_float32_and_in_batches():
+    x = torch.rand(2, 200, 2, generator=torch.Generator().manual_seed(0))
+    F, metric = KL(lambda x: 3 * x.sum(-1)), Entropic(0.2, "debiased")
+    mu = Particles.from_log_prob(lambda x: -x.square().sum(-1), x, 1 / 200)
+    both, _ = Scaling()(F, metric, mu, 0.1)
+    single = Particles.from_log_prob(lambda x: -x.square().sum(-1), x[1].float(), 1 / 200)
+    one, stats = Scaling(on_failure="raise")(F, metric, single, 0.1)
+    assert one.w.dtype == torch.float32
+    torch.testing.assert_close(one.w.double(), both.w[1], rtol=2e-3, atol=0)
+
+
 def test_points_without_volumes_or_on_a_torus_are_declined():
     x = torch.rand(5, 2)
     F, metric = Entropy(), Entropic(0.1)
