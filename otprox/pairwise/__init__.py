@@ -13,7 +13,8 @@ For a kernel k of `otprox.kernels`, points x (*batch, m, d) and sources y (*batc
 and for any even function W of displacements `convolve(W, x, y, w)`, with `Slope(W)` for its gradient.
 
 Those of kernels take `domain=` and `engine=`: "dense" (all pairs at once), "tiled" (the default for many particles) or
-"auto"; `choose` says which one that is. Radial kernels go through matrix products in tiles of the size of a cache, each
+"auto". `explain(k, x)` says which route and engine that is: kernels go by moments, sorting, Fourier modes or random
+batches where they can. Radial kernels go through matrix products in tiles of the size of a cache, each
 pair once where y is x itself, and derivatives of any order are again such sums.
 """
 
@@ -21,6 +22,7 @@ from .convolution import Slope, convolve, evaluate
 from .engines import Choice, Engine, choose
 from .gaussian import log_gaussian_sum
 from .reductions import divergence_sum, gradient_sum, kernel_sum, stein_discrepancy, stein_sum, trace_sum
+from .routes import explain
 from .slicing import Estimate, sliced_sum
 from .tiles import TILE
 
@@ -34,6 +36,7 @@ __all__ = [
     "convolve",
     "divergence_sum",
     "evaluate",
+    "explain",
     "gradient_sum",
     "kernel_sum",
     "log_gaussian_sum",

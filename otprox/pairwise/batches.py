@@ -42,6 +42,10 @@ class BatchSums(Sums):
     x: Tensor
     inner: Callable[[Tensor], Sums]  # the sums of W of points on themselves
 
+    @property
+    def how(self) -> str:
+        return f"random batches: of {self.k.size} particles, O(n·size)"
+
     def values(self, c: Tensor) -> Tensor:
         return self._total(lambda sums, c: sums.values(c), c)
 

@@ -25,6 +25,10 @@ class FourierSums(Sums):
     x: Tensor
     y: Tensor
 
+    @property
+    def how(self) -> str:
+        return f"Fourier: {len(self.series[1])} modes, O((m + n)·modes)"
+
     def values(self, c: Tensor) -> Tensor:
         return self._back(self._modes(c), lambda a, b: (a, b))
 

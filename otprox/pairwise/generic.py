@@ -24,6 +24,10 @@ class GenericSums(Sums):
     y: Tensor
     domain: Domain
 
+    @property
+    def how(self) -> str:
+        return "matrix: of the kernel in blocks of rows, O(m·n)"
+
     def values(self, c: Tensor) -> Tensor:
         return self._rows(lambda x, y, c: self.matrix(x, y) @ c, c)
 

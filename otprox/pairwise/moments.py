@@ -17,6 +17,10 @@ class BilinearSums(Sums):
     x: Tensor
     y: Tensor
 
+    @property
+    def how(self) -> str:
+        return "moments: of the sources, O(m + n)"
+
     def values(self, c: Tensor) -> Tensor:
         return self.x @ (self.y.mT @ c) + c.sum(-2, keepdim=True)
 
@@ -49,6 +53,10 @@ class SquareSums(Sums):
     def of(cls, x: Tensor, y: Tensor) -> SquareSums:
         centre = y.detach().mean(-2, keepdim=True)  # the sums do not depend on it
         return cls(x - centre, y - centre)
+
+    @property
+    def how(self) -> str:
+        return "moments: of the sources, O(m + n)"
 
     def values(self, c: Tensor) -> Tensor:
         total, second = c.sum(-2, keepdim=True), self.y.square().sum(-1, keepdim=True).mT @ c

@@ -39,7 +39,7 @@ class _Tiles:
     columns: int
     exact: bool  # squared distances by differences
     out: Tensor  # (…, m, p), or (…, m, p + 1) with Σ_j (weight)·b_j last, to be multiplied by x_i
-    left: Tensor  # the squared distances are left @ right
+    left: Tensor  # the squared distances, or the exponents where f is an exponential, are left @ right
     right: Tensor
 
     @classmethod
@@ -49,7 +49,7 @@ class _Tiles:
         width = max(t.c.shape[-1] if t.c is not None else x.shape[-1] for t in terms)
         rows, columns = _shape(x, y, dense)
         xx, yy = (t.square().sum(-1, keepdim=True) for t in (x, y))
-        left = torch.cat([-2 * x, xx, torch.ones_like(xx)], -1)
+        left = torch.cat([-2 * x, xx, torch.ones_like(xx)], -1) * (1.0 if k.rate is None else k.rate)
         right = torch.cat([y, torch.ones_like(yy), yy], -1)
         out = x.new_zeros(*x.shape[:-1], width)
         return cls(k, x, y, terms, rows, columns, not radius <= SPREAD * k.resolution, out, left, right)
@@ -63,13 +63,18 @@ class _Tiles:
         return self.out[..., :-1] + self.x * self.out[..., -1:] if moving else self.out
 
     def add(self, i: slice, j: slice, mirrored: bool) -> None:
-        s = self.squares(i, j)
-        orders = sorted({t.order for t in self.terms})
-        values = {q: self.k.derivative(s if q == orders[-1] else s.clone(), q) for q in orders}
+        values = self.values(self.squares(i, j) if self.exact else self.left[..., i, :] @ self.right[..., j, :].mT)
         for t in self.terms:
             self.contribute(t, values[t.order], i, j)
             if mirrored:
                 self.contribute(t, values[t.order].mT, j, i)
+
+    def values(self, s: Tensor) -> dict[int, Tensor]:
+        """The derivatives of f that the terms ask for, by order; an exponential without its factor f(0)."""
+        if self.k.rate is not None:
+            return {0: (s.mul_(self.k.rate) if self.exact else s).exp_()}
+        orders = sorted({t.order for t in self.terms})
+        return {q: self.k.derivative(s if q == orders[-1] else s.clone(), q) for q in orders}
 
     def contribute(self, t: Term, weights: Tensor, i: slice, j: slice) -> None:
         """Add what the sources j do to the points i."""
@@ -84,8 +89,7 @@ class _Tiles:
                 out[..., a : a + 1] += (weights * z) @ t.b[..., j, :]
 
     def squares(self, i: slice, j: slice) -> Tensor:
-        if not self.exact:
-            return self.left[..., i, :] @ self.right[..., j, :].mT
+        """|x_i − y_j|² by differences."""
         x, y = self.x[..., i, :], self.y[..., j, :]
         if x.shape[-1] > 4:
             return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
@@ -117,11 +121,11 @@ def _gathered(t: Term, y: Tensor) -> Term:
 
 
 def _merged(k: Radial, terms: Sequence[Term]) -> list[Term]:
-    """Terms of one order and without factors added up; all orders are one where f' = c·f."""
+    """Terms of one order and without factors added up; where f' = c·f all orders are one, times f(0)."""
     found: dict[Any, Term] = {}
     for l, t in enumerate(terms):
         if k.rate is not None:
-            scale = k.rate**t.order
+            scale = k.rate**t.order * k.derivative(torch.zeros(1, dtype=torch.float64)).item()
             c, b = (None if v is None else scale * v for v in (t.c, t.b))
             t = Term(0, c, b, t.factors)
         key = (l,) if t.factors else t.order

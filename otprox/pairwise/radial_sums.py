@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import Radial
+from ..kernels import Radial, Riesz
+from .engines import Choice
 from .radial import radial_sum
 from .sums import Sums
 from .terms import Term
@@ -20,12 +21,17 @@ class RadialSums(Sums):
     k: Radial
     x: Tensor
     y: Tensor
-    engine: str
+    choice: Choice
+
+    @property
+    def how(self) -> str:
+        return str(self.choice)
 
     def values(self, c: Tensor) -> Tensor:
         return self._sum(Term(0, c))
 
     def slopes(self, b: Tensor) -> Tensor:
+        self._check_slope()
         return self._sum(Term(1, b=2 * b))
 
     def source_slopes(self, b: Tensor) -> Tensor:
@@ -48,14 +54,26 @@ class RadialSums(Sums):
         return self._sum(Term(1, -2 * self.x.shape[-1] * b), Term(2, -4 * b, factors=(squares,)))
 
     def stein(self, c: Tensor, b: Tensor) -> Tensor:
+        self._check_slope()
         return self._sum(Term(0, c), Term(1, b=-2 * b))
+
+    def _check_slope(self) -> None:
+        """Particles may not coincide where the force between them is infinite."""
+        if not (isinstance(self.k, Riesz) and self.k.r < 1 and self.x is self.y):
+            return
+        for item in self.x.detach().reshape(-1, *self.x.shape[-2:]):
+            if len(item.unique(dim=0)) < len(item):
+                raise ValueError(
+                    f"{self.k} has an infinite slope at x = y, and two particles are at the same place; an exponent "
+                    "r ≥ 1 would work"
+                )
 
     def _centred(self) -> tuple[Tensor, Tensor]:
         centre = self.y.detach().mean(-2, keepdim=True)
         return self.x - centre, self.y - centre
 
     def _sum(self, *terms: Term) -> Tensor:
-        return radial_sum(self.k, self.x, self.y, terms, self.engine)
+        return radial_sum(self.k, self.x, self.y, terms, self.choice.engine)
 
 
 def _joined(v: Tensor, y: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ def kernel_sum(
 ) -> Tensor:
     """Σ_j k(x_i, y_j) b_j, (*batch, m) for b (*batch, n) and (*batch, m, p) for b (*batch, n, p), in the batch of y.
 
+    >>> import torch
     >>> from otprox.kernels import RBF
     >>> x = torch.tensor([[0.0], [1.0]])
     >>> kernel_sum(RBF(1.0), x, x, torch.ones(2))

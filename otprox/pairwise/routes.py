@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..domains import Domain
+from ..domains import Domain, Euclidean
 from ..kernels import (
     Bilinear,
     Combination,
@@ -24,7 +24,7 @@ from ..kernels import (
 from ..kernels.torus import Trigonometric
 from ..kernels.weighted import slope_of
 from .batches import BatchSums
-from .engines import choose
+from .engines import Engine, choose
 from .fourier import FourierSums
 from .generic import GenericSums
 from .keops import has_formula
@@ -62,9 +62,26 @@ def route(k: Kernel, x: Tensor, y: Tensor, domain: Domain, engine: str) -> Sums:
         if sorted_ is not None:
             return sorted_
     if isinstance(k, Radial) and domain.straight:
-        return RadialSums(k, x, y, choose(x, y, engine, formula=has_formula(k)).engine)
+        return RadialSums(k, x, y, choose(x, y, engine, formula=has_formula(k)))
     choose(x, y, engine, formula=False)
     return GenericSums(k, x, y, domain)
+
+
+def explain(
+    k: Kernel, x: Tensor, y: Tensor | None = None, *, domain: Domain | None = None, engine: Engine = "auto"
+) -> str:
+    """The route and the engine that sums of k take, why, and what they cost; y is x unless given.
+
+    >>> import torch
+    >>> from otprox.kernels import RBF, Energy
+    >>> x = torch.zeros(3000, 1)
+    >>> explain(Energy(), x)
+    'sorting: O((m + n)·log n)'
+    >>> explain(RBF(1.0), x.double())
+    'tiled: 9.0e+06 pairs on cpu; 2.1 MB for pairs'
+    """
+    y = x if y is None else y
+    return route(k.fit(y), x, y, domain or Euclidean(), engine).how
 
 
 def _batched(k: RandomBatch, x: Tensor, y: Tensor, domain: Domain, engine: str) -> Sums:
@@ -87,7 +104,7 @@ def _sorted(k: Kernel, x: Tensor, y: Tensor) -> Sums | None:
     others = [term for term, (_, sums) in zip(k.terms, parts, strict=True) if sums is None]
     if found and others:
         rest = RadialCombination(tuple(others))
-        found.append((1.0, RadialSums(rest, x, y, choose(x, y, formula=has_formula(rest)).engine)))
+        found.append((1.0, RadialSums(rest, x, y, choose(x, y, formula=has_formula(rest)))))
     return CombinedSums(tuple(found)) if found else None
 
 

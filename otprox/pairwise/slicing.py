@@ -31,6 +31,10 @@ class SlicedSums(Sums):
     x: Tensor
     y: Tensor
 
+    @property
+    def how(self) -> str:
+        return f"slicing: a sort along each of {len(self.k.drawn(self.x))} lines"
+
     def values(self, c: Tensor) -> Tensor:
         return self._mean(lambda sums, lines: sums.values(c).sum(0))
 

@@ -64,6 +64,10 @@ class SortedSums(Sums):
     x: Tensor  # (*batch, m, 1)
     y: Tensor  # (*batch, n, 1)
 
+    @property
+    def how(self) -> str:
+        return "sorting: O((m + n)·log n)"
+
     def source_slopes(self, b: Tensor) -> Tensor:
         return -self.slopes(b)
 

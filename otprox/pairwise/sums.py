@@ -12,6 +12,11 @@ from torch import Tensor
 class Sums(ABC):
     """Sums over sources y_j (*batch, n, d) at points x_i (*batch, m, d); b is (*batch, n, 1), c (*batch, n, p)."""
 
+    @property
+    @abstractmethod
+    def how(self) -> str:
+        """The route in words, and what it costs."""
+
     @abstractmethod
     def values(self, c: Tensor) -> Tensor:
         """Σ_j k(x_i, y_j) c_j, (*batch, m, p)."""
@@ -42,6 +47,10 @@ class CombinedSums(Sums):
     """Σ c_i k_i, each by its own route."""
 
     parts: tuple[tuple[float, Sums], ...]
+
+    @property
+    def how(self) -> str:
+        return "; ".join(dict.fromkeys(sums.how for _, sums in self.parts))
 
     def values(self, c: Tensor) -> Tensor:
         return self._total([a * s.values(c) for a, s in self.parts])

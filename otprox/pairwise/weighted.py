@@ -16,6 +16,10 @@ class RescaledSums(Sums):
     base: Sums
     h: Tensor  # (*batch, 1, 1)
 
+    @property
+    def how(self) -> str:
+        return self.base.how
+
     def values(self, c: Tensor) -> Tensor:
         return self.base.values(c)
 
@@ -44,6 +48,10 @@ class WeightedSums(Sums):
     b: Tensor  # (*batch, n, 1): a at the sources
     p: Tensor  # (*batch, m, d)
     q: Tensor  # (*batch, n, d)
+
+    @property
+    def how(self) -> str:
+        return self.base.how
 
     def values(self, c: Tensor) -> Tensor:
         return self.a * self.base.values(self.b * c)
