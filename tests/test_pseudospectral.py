@@ -137,6 +137,26 @@ def test_attraction_in_a_well_keeps_gaussians(lower):
     torch.testing.assert_close(final.values, want.to_density(grid).values, rtol=0, atol=2e-7)
 
 
+def test_attraction_in_a_double_well_rests_where_its_mean_is_consistent():
+    """V = x⁴/4 − x²/2, W = x²/2, noise 0.2: the mean solves m = ∫x e^{−(V + (x − m)²/2)/0.2}/Z (Dawson 1983)."""
+
+    def log_density(x: Tensor, m: float) -> Tensor:
+        return -(x**4 / 4 - x**2 / 2 + (x - m) ** 2 / 2) / 0.2
+
+    x, m = torch.linspace(-4, 4, 4001), 1.0
+    for _ in range(200):
+        m = (log_density(x, m).softmax(0) * x).sum().item()
+    grid = ox.Grid(-2.6, 2.6, 64, periodic=True)
+    F = 0.2 * ox.Entropy() + ox.Potential(lambda x: (x**4 / 4 - x**2 / 2).sum(-1))
+    F = F + ox.Interaction(lambda z: z.square().sum(-1) / 2)
+    for mean in (m, m - 0.1):
+        start = ox.Density.from_log_prob(lambda x, mean=mean: log_density(x[..., 0], mean), grid)
+        final = run(F, start, 0.5, 0.01).final
+        moved = (final.values - start.values).abs().max().item()
+        assert moved < 1e-5 if mean == m else moved > 0.01  # the box wraps what is more than 2.6 apart
+    assert 0.5 < m < 1
+
+
 def test_a_coarse_grid_says_so():
     """At K = 2 mode 3 of the stationary state is I₃(2Kr)/I₀(2Kr) = 20%, the last that 8 cells see of a cosine."""
     state, grid = ox.exact.kuramoto.Kuramoto(2.0).minimiser(), circle(8)
