@@ -29,7 +29,7 @@ def settled(mobility: ConcaveMobility, b: Tensor, a: Tensor, weights: tuple[Tens
     return rho, m
 
 
-@pytest.mark.parametrize("mobility", MOBILITIES, ids=str)
+@pytest.mark.parametrize("mobility", MOBILITIES, ids=lambda mobility: type(mobility).__name__)
 def test_the_prox_is_the_best_of_a_fine_search(mobility: ConcaveMobility):
     draws = torch.randn(2, 40, generator=torch.Generator().manual_seed(1))
     b, a = 0.5 + draws[0], 2 * draws[1]
