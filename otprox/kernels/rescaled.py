@@ -29,7 +29,11 @@ class Rescaled(Stationary):
         return self.k.profile(z / self.h[(...,) + (None,) * (z.ndim - self.h.ndim)])
 
     def shrunk(self, x: Tensor) -> Tensor:
-        return x / self.h[..., None, None]
+        return x / self.lengths(x)
+
+    def lengths(self, x: Tensor) -> Tensor:
+        """h to divide points (*batch, …, n, d), the batch leading, or points (n, d) that all items share."""
+        return self.h[(...,) + (None,) * max(2, x.ndim - self.h.ndim)]
 
     @property
     def curvatures(self) -> tuple[float, float]:

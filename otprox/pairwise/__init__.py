@@ -12,10 +12,11 @@ For a kernel k of `otprox.kernels`, points x (*batch, m, d) and sources y (*batc
 
 and for any even function W of displacements `convolve(W, x, y, w)`, with `Slope(W)` for its gradient.
 
-Those of kernels take `domain=` and `engine=`: "dense" (all pairs at once), "tiled" (the default for many particles) or
-"auto". `explain(k, x)` says which route and engine that is: kernels go by moments, sorting, Fourier modes or random
-batches where they can. Radial kernels go through matrix products in tiles of the size of a cache, each
-pair once where y is x itself, and derivatives of any order are again such sums.
+All take `engine=`: "dense" (all pairs at once), "tiled" (the default for many particles), "keops" (an extra), or
+"auto", which also takes the routes that are faster than all pairs where the kernel has one: moments, sorting, Fourier
+modes. Those of kernels and `convolve` take a `domain=`. `explain(k, x)` says which route and engine that is, and
+`sliced_sum` gives the standard error of slicing. Radial kernels go through matrix products in tiles of the size of a
+cache, each pair once where y is x itself, and derivatives of any order are again such sums.
 """
 
 from .convolution import Slope, convolve, evaluate

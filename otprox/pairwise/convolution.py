@@ -11,6 +11,7 @@ from torch import Tensor
 from ..domains import Domain, Euclidean
 from ..kernels import RandomBatch, Stationary
 from .batches import random_sum
+from .engines import Engine, choose
 from .generic import GenericSums
 from .routes import route
 from .tiles import by_rows, checkpointed, rows_of
@@ -18,7 +19,9 @@ from .tiles import by_rows, checkpointed, rows_of
 Displacements = Callable[[Tensor], Tensor]  # (…, d) -> (…); a Slope gives (…, d)
 
 
-def convolve(W: Displacements, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None) -> Tensor:
+def convolve(
+    W: Displacements, x: Tensor, y: Tensor, w: Tensor, domain: Domain | None = None, *, engine: Engine = "auto"
+) -> Tensor:
     """Σ_j w_j W(x_i − y_j) for x (*batch, m, d), y (*batch, n, d), w (*batch, n): (*batch, m).
 
     W maps displacements (…, d) to values (…); a `Slope` gives ∇W, and the result is (*batch, m, d). A kernel of
@@ -39,11 +42,12 @@ def convolve(W: Displacements, x: Tensor, y: Tensor, w: Tensor, domain: Domain |
         return result
     kernel = W.W if isinstance(W, Slope) else W
     if isinstance(kernel, RandomBatch):
-        return _batched(W, kernel, x, y, w, domain)
+        return _batched(W, kernel, x, y, w, domain, engine)
     if isinstance(kernel, Stationary):
-        sums = route(kernel.fit(y), x, y, domain, "auto")
+        sums = route(kernel.fit(y), x, y, domain, engine)
         if not isinstance(sums, GenericSums):
             return sums.slopes(w[..., None]) if isinstance(W, Slope) else sums.values(w[..., None])[..., 0]
+    choose(x, y, engine, formula=False)
     safe, own_graph = _guarded(W, x, y)
     vector = isinstance(W, Slope)
 
@@ -52,18 +56,21 @@ def convolve(W: Displacements, x: Tensor, y: Tensor, w: Tensor, domain: Domain |
         return (w[..., None, None, :] @ values)[..., 0, :] if vector else (values @ w[..., None])[..., 0]
 
     run = checkpointed if own_graph else by_rows
-    return run(tile, rows_of(x, y, x.shape[-1]), -2 if vector else -1, x, y, w)
+    rows = x.shape[-2] if engine == "dense" else rows_of(x, y, x.shape[-1])
+    return run(tile, max(1, rows), -2 if vector else -1, x, y, w)
 
 
-def _batched(W: Displacements, k: RandomBatch, x: Tensor, y: Tensor, w: Tensor, domain: Domain) -> Tensor:
+def _batched(
+    W: Displacements, k: RandomBatch, x: Tensor, y: Tensor, w: Tensor, domain: Domain, engine: Engine
+) -> Tensor:
     """Over random batches where the points are the sources; over all pairs elsewhere."""
     slope = isinstance(W, Slope)
     inner = Slope(k.W) if slope else k.W
     if not (x.shape == y.shape and x.data_ptr() == y.data_ptr()):
-        return convolve(inner, x, y, w, domain)
+        return convolve(inner, x, y, w, domain, engine=engine)
 
     def batch(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-        found = convolve(inner, x, y, c[..., 0], domain)
+        found = convolve(inner, x, y, c[..., 0], domain, engine=engine)
         return found if slope else found[..., None]
 
     found = random_sum(k, batch, x, y, w[..., None])

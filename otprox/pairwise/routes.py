@@ -50,7 +50,7 @@ def route(k: Kernel, x: Tensor, y: Tensor, domain: Domain, engine: str) -> Sums:
         return BilinearSums(x, y)
     if isinstance(k, Rescaled) and domain.straight:
         z = k.shrunk(x)
-        return RescaledSums(route(k.k, z, z if x is y else k.shrunk(y), domain, engine), k.h[..., None, None])
+        return RescaledSums(route(k.k, z, z if x is y else k.shrunk(y), domain, engine), k.lengths(x))
     if isinstance(k, Trigonometric):
         return FourierSums(k, x, y)
     if isinstance(k, Riesz) and k.r == 2 and domain.straight and engine == "auto":

@@ -91,6 +91,15 @@ def test_a_rule_for_the_width_is_fitted_to_all_particles():
     torch.testing.assert_close(found, kernel_sum(batches(RBF(Median()).fit(x), 3), x, x, w))
 
 
+def test_each_item_of_a_batch_keeps_its_width():
+    """Two items in two batches: a width must not slip from the one axis to the other."""
+    x, w = cloud(4, batch=(2,))
+    x = x * torch.tensor([1.0, 5.0])[:, None, None]
+    found = kernel_sum(batches(RBF(Median()), 2), x, x, w)
+    one = [kernel_sum(batches(RBF(Median()).fit(p), 2), p, p, v) for p, v in zip(x, w, strict=True)]
+    torch.testing.assert_close(found, torch.stack(one))
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="batches of at least 2 particles, not 1"):
         batches(RBF(1.0), 1)

@@ -183,8 +183,18 @@ def test_an_infinite_W_at_0_leaves_out_the_point_itself(tile):
         convolve(Slope(log_gas), x, x, w)
 
 
+@pytest.mark.parametrize("W", [smooth, RBF(0.7), Energy(), Slope(smooth), Slope(Energy())])
+def test_engines_agree(W):
+    x, y, w = data(d=1)
+    whole = convolve(W, x, y, w, engine="dense")
+    torch.testing.assert_close(convolve(W, x, y, w, engine="tiled"), whole, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(convolve(W, x, y, w), whole, rtol=1e-12, atol=1e-13)
+
+
 def test_errors_name_W():
     x, y, w = data()
+    with pytest.raises(ValueError, match="engine='keops' has no formula for this kernel"):
+        convolve(smooth, x, y, w, engine="keops")
     with pytest.raises(ValueError, match=r"W must map displacements .*: got \(.*2\)"):
         convolve(lambda z: z.square(), x, y, w)
     with pytest.raises(ValueError, match="W must map displacements .*: got float"):
@@ -221,6 +231,18 @@ def test_memory_is_linear(monkeypatch, job):
             value.backward()
     assert tile / 2 < largest.numel <= tile
     assert job == "slope" or 0 < sum(kept) < 20 * n
+
+
+@pytest.mark.parametrize("k", [RBF(0.7), Energy()], ids=str)
+def test_memory_of_kernels_is_linear_in_derivatives_of_two_orders(monkeypatch, k):
+    n, tile = 1500, 1 << 14
+    monkeypatch.setitem(pairwise.TILE, "cpu", tile)
+    x, _, w = data(m=n, n=n)
+    x.requires_grad_()
+    with Largest() as largest:
+        (slope,) = torch.autograd.grad(w @ convolve(k, x, x, w), x, create_graph=True)
+        slope.square().sum().backward()
+    assert tile / 2 < largest.numel <= tile
 
 
 def direct_log_sum(x: Tensor, y: Tensor, log_w: Tensor, width: float) -> Tensor:
