@@ -19,13 +19,12 @@ implicit step of a gradient flow, or a mean-field game. ``solvers.benamou_brenie
 #
 # From one hill to two. Mass travels along straight lines, so it is never smeared where a mixture would fade in.
 
-import math
-
 import matplotlib.pyplot as plt
 import torch
 
 import otprox as ox
 from otprox import plot
+from otprox.exact.games import LinearQuadraticGame
 from otprox.solvers import Saturating, benamou_brenier, geodesic
 
 torch.set_default_dtype(torch.float64)
@@ -93,34 +92,17 @@ axes[0].legend(fontsize=8)
 # with these costs, and with :math:`\partial_t\rho+\operatorname{div}m=\nu\Delta\rho`. With linear dynamics and
 # quadratic costs, Riccati's equation gives it in closed form, a test of everything at once.
 
-T, nu_, c, G, goal, m0, s0 = 1.0, 0.2, 1.5, 2.0, -1.0, 1.0, 0.5
-
-
-def mean(t):
-    return m0 - t * G * (m0 - goal) / (1 + G * T)
-
-
-running = ox.Varying(lambda t: ox.Potential(lambda x: c / 2 * (x[..., 0] - mean(t)) ** 2))
-terminal = ox.Potential(lambda x: G / 2 * (x[..., 0] - goal) ** 2)
-crowd = ox.Gaussian([m0], [[s0]]).to_density(ox.Grid(-4.0, 5.0, 128))
-game = benamou_brenier(crowd, terminal, horizon=T, inner_steps=32, running=running, viscosity=nu_, tol=1e-4)
-
-
-def gain(t):
-    ch, sh, r = math.cosh(math.sqrt(c) * (T - t)), math.sinh(math.sqrt(c) * (T - t)), math.sqrt(c)
-    return r * (G * ch + r * sh) / (r * ch + G * sh)
-
-
-variances = [s0]
-for k in range(3200):
-    middle = variances[-1] + T / 6400 * (2 * nu_ - 2 * gain(k * T / 3200) * variances[-1])
-    variances.append(variances[-1] + T / 3200 * (2 * nu_ - 2 * gain((k + 0.5) * T / 3200) * middle))
-deviation = torch.tensor(variances).sqrt()
-times = torch.linspace(0, T, 3201)
+rules = LinearQuadraticGame(mean=1.0, variance=0.5, goal=-1.0, pull=2.0, horizon=1.0, cohesion=1.5, viscosity=0.2)
+running = ox.Varying(lambda t: ox.Potential(lambda x: rules.cohesion / 2 * (x[..., 0] - rules.mean_at(t)) ** 2))
+terminal = ox.Potential(lambda x: rules.pull / 2 * (x[..., 0] - rules.goal) ** 2)
+crowd = ox.Gaussian([rules.mean], [[rules.variance]]).to_density(ox.Grid(-4.0, 5.0, 128))
+game = benamou_brenier(crowd, terminal, inner_steps=32, running=running, viscosity=rules.viscosity, tol=1e-4)
 
 fig, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
-image = ax.imshow(game.values.T, origin="lower", extent=(0, T, -4, 5), aspect="auto", cmap="magma")
-centre = torch.tensor([mean(t) for t in times.tolist()])
+image = ax.imshow(game.values.T, origin="lower", extent=(0, 1, -4, 5), aspect="auto", cmap="magma")
+times = torch.linspace(0, 1, 101)
+centre = torch.tensor([rules.mean_at(t) for t in times.tolist()])
+deviation = torch.tensor([rules.variance_at(t) for t in times.tolist()]).sqrt()
 ax.plot(times, centre, "w", lw=1.5, label="mean, closed form")
 for sign in (-1, 1):
     ax.plot(times, centre + sign * deviation, "w--", lw=1, label="± one deviation" if sign > 0 else None)
@@ -130,9 +112,10 @@ fig.colorbar(image, ax=ax, label="density")
 
 print(f"{'t':>5} {'mean':>9} {'exact':>9} {'variance':>9} {'exact':>9}")
 for k in (8, 16, 32):
-    rho = game.at(k)
-    print(f"{k / 32:5.2f} {rho.mean.item():9.4f} {mean(k / 32):9.4f} {rho.cov.item():9.4f} {variances[100 * k]:9.4f}")
-print(f"cost of the game {game.stats.objective.item():.4f}, in closed form 1.9482")
+    t, rho = k / 32, game.at(k)
+    row = (rho.mean.item(), rules.mean_at(t), rho.cov.item(), rules.variance_at(t))
+    print(f"{t:5.2f}", *(f"{value:9.4f}" for value in row))
+print(f"cost of the game {game.stats.objective.item():.4f}, in closed form {rules.value:.4f}")
 
 # %%
 # Shy players

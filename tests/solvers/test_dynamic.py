@@ -12,6 +12,7 @@ import otprox as ox
 from otprox import KL, Density, Entropy, Gaussian, Grid, Interaction, PorousMedium, Potential, Quadratic, Wasserstein
 from otprox.exact import gaussian
 from otprox.exact.barenblatt import barenblatt
+from otprox.exact.games import LinearQuadraticGame
 from otprox.exact.jko_uniform import jko_uniform_porous_medium
 from otprox.exact.thin_film import SmythHill
 from otprox.functionals import Congestion, Dirichlet
@@ -247,34 +248,26 @@ def test_three_dimensions_and_single_precision():
 # -------------------------------------------------------------------------------- running costs, viscosity, mobilities
 
 
-def test_a_linear_quadratic_game():
-    """dX = v dt + √(2ν) dB, cost ½v² + (c/2)(x − m̄_t)², end (G/2)(x − x*)²: Riccati's equation for the equilibrium."""
-    T, nu, c, G, m0, s0, goal = 1.0, 0.2, 1.5, 2.0, 1.0, 0.5, -1.0
-    mean = lambda t: m0 - t * G * (m0 - goal) / (1 + G * T)  # noqa: E731
-    running = ox.Varying(lambda t: Potential(lambda x: c / 2 * (x[..., 0] - mean(t)) ** 2))
-    terminal = Potential(lambda x: G / 2 * (x[..., 0] - goal) ** 2)
-    mu = normal([m0], [[s0]], Grid(-4.0, 5.0, 128))
-    curve = benamou_brenier(mu, terminal, horizon=T, inner_steps=32, running=running, viscosity=nu, tol=1e-4)
-
-    def P(t: float) -> float:
-        ch, sh, r = math.cosh(math.sqrt(c) * (T - t)), math.sinh(math.sqrt(c) * (T - t)), math.sqrt(c)
-        return r * (G * ch + r * sh) / (r * ch + G * sh)
-
-    steps = 20000
-    variance, variances = s0, {}
-    for k in range(steps):  # var' = 2ν − 2P·var, by the midpoint rule
-        half = variance + T / steps / 2 * (2 * nu - 2 * P(k * T / steps) * variance)
-        variance = variance + T / steps * (2 * nu - 2 * P((k + 0.5) * T / steps) * half)
-        variances[k + 1] = variance
+@pytest.mark.parametrize(("cohesion", "viscosity", "pull"), [(1.5, 0.2, 2.0), (0.5, 0.1, 1.0)])
+def test_a_linear_quadratic_game(cohesion: float, viscosity: float, pull: float):
+    """Mean, variance, cost and the slope of the value function, against Riccati's equation."""
+    game = LinearQuadraticGame(
+        mean=1.0, variance=0.5, goal=-1.0, pull=pull, horizon=1.0, cohesion=cohesion, viscosity=viscosity
+    )
+    running = ox.Varying(lambda t: Potential(lambda x: cohesion / 2 * (x[..., 0] - game.mean_at(t)) ** 2))
+    terminal = Potential(lambda x: pull / 2 * (x[..., 0] - game.goal) ** 2)
+    grid = Grid(-4.0, 5.0, 128)
+    mu = normal([1.0], [[0.5]], grid)
+    curve = benamou_brenier(mu, terminal, inner_steps=32, running=running, viscosity=viscosity, tol=1e-4)
+    assert curve.stats.converged
     for k in (8, 16, 32):
-        assert curve.at(k).mean.item() == pytest.approx(mean(k / 32), abs=1e-3)
-        assert curve.at(k).cov.item() == pytest.approx(variances[k * steps // 32], rel=0.01)
-    assert curve.stats.objective.item() == pytest.approx(1.948248389844, rel=1e-3)
-    slope = curve.potential[16].diff() * 128 / 9  # −u' = −P·(x − m̄) − const between times 16 and 17
-    x = torch.linspace(-4, 5, 129)[1:-1]
-    near = (x - mean(0.5)).abs() < 0.8
-    fit = torch.linalg.lstsq(torch.stack([x[near], torch.ones(int(near.sum()))], -1), slope[near, None]).solution
-    assert -fit[0].item() == pytest.approx(P(16.5 / 32), rel=0.02)
+        assert curve.at(k).mean.item() == pytest.approx(game.mean_at(k / 32), abs=1e-3)
+        assert curve.at(k).cov.item() == pytest.approx(game.variance_at(k / 32), rel=0.01)
+    assert curve.stats.objective.item() == pytest.approx(game.value, rel=1e-3)
+    x, slope = grid.edges(mu.values)[0][1:-1], curve.potential[16].diff() / grid.spacing[0]
+    near = (x - game.mean_at(16.5 / 32)).abs() < 0.8  # ∇φ = −P·(x − m) + m′
+    fit = torch.linalg.lstsq(torch.stack([x[near], torch.ones_like(x[near])], -1), slope[near, None]).solution
+    assert -fit[0].item() == pytest.approx(game.gain(16.5 / 32), rel=0.02)
 
 
 def test_viscosity_alone_is_the_heat_flow():
