@@ -27,7 +27,7 @@ from .sparse_plan import Settings
 __all__ = ["Convex", "FrozenWarning"]
 
 KEPT = 8  # programs that a solver keeps compiled
-CERTIFIED = 1e-7  # what plans over pairs that were left out may lower the objective by, relative to it
+CERTIFIED = 1e-6  # what plans over pairs that were left out may lower the objective by, relative to it
 SCALED_TOL = 5e-8  # of programs over quantiles unless given: with exponential cones they may stall at 3e-8
 DRIFT = 10.0  # W2²/(2·tau) from the quantiles at which a program was compiled beyond which it is compiled again
 
@@ -38,7 +38,7 @@ class Convex:
 
     On a Density with Wasserstein: over transport plans between the n ≤ `max_cells` cells. Up to `max_full` pairs of
     cells, over all of them; beyond, over O(n) pairs, more being added until dual potentials certify that no plan over
-    all pairs has an objective lower by more than 1e-7 of itself (`sparse_plan`). The exact W2 step on a fixed grid
+    all pairs has an objective lower by more than 1e-6 of itself (`sparse_plan`). The exact W2 step on a fixed grid
     freezes when it moves mass by less than half a cell, and a FrozenWarning says so. With Entropic ("lebesgue" or
     "product"): over all pairs, n² at most `max_entries`. On Quantiles: over the n ≤ `max_quantiles` sorted positions.
     Functionals, constraints among them, enter by their `atom(mu, c)`.

@@ -173,11 +173,14 @@ def _certify(
     n = transport.grid.n
     k = n if guess is None else min(n, NEIGHBOURS[transport.grid.dim])
     pairs = every_pair(n) if guess is None else transport.price(guess, masses, k)[1]
-    for left in range(ROUNDS, 0, -1):
+    best: Certified | None = None
+    for _ in range(ROUNDS):
         cost = transport.of(pairs)
         try:
             solution = settings.solve(program(pairs, cost))
         except NoSolution as nothing:
+            if best is not None:
+                break
             if "infeasible" not in str(nothing) or k == n:
                 raise
             k = min(n, 4 * k)
@@ -187,11 +190,16 @@ def _certify(
         lowest, better = transport.price(y, masses, k)
         u = torch.full_like(y, torch.inf).scatter_reduce(0, pairs.old, cost + y[pairs.new], "amin")
         missed = (masses * (u - lowest)).sum().item() / max(1.0, abs(solution.value))
-        if missed <= settings.tolerance or left == 1:
+        now = Certified(_with_bound(solution, missed, settings.tolerance), pairs, cost, y)
+        if best is None or now.solution.residual < best.solution.residual:
+            best = now
+        if missed <= settings.tolerance or solution.status != "optimal":  # more pairs would not cure a stall
             break
         used = torch.as_tensor(solution.plan) > settings.tolerance
         pairs = _pairs(torch.cat([one.new * n + one.old for one in (better, pairs.where(used))]), n)
-    return Certified(_with_bound(solution, missed, settings.tolerance), pairs, cost, y)
+    if best is None:
+        raise NoSolution("infeasible on every set of pairs that was tried")
+    return best
 
 
 def _with_bound(solution: Solution, missed: float, tolerance: float) -> Solution:

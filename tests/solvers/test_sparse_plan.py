@@ -62,7 +62,7 @@ def both(F, metric, mu, tau):
 @pytest.mark.parametrize("name", ENERGIES)
 def test_the_objective_is_that_of_the_full_plan(name, tau):
     few, all_pairs = both(ENERGIES[name], W2, density(1, 90), tau)
-    assert few.stats.residual < 1e-7 and all_pairs.stats.residual < 1e-7
+    assert few.stats.residual < 1e-6 and all_pairs.stats.residual < 1e-7
     assert few.stats.objective.item() == pytest.approx(all_pairs.stats.objective.item(), rel=2e-6, abs=2e-6)
     assert few.stats.distance2.item() == pytest.approx(all_pairs.stats.distance2.item(), rel=1e-3, abs=1e-5)
     assert few.stats.plan.is_sparse and few.stats.plan.values().numel() < 90 * 14
