@@ -28,7 +28,7 @@ __all__ = ["Convex", "FrozenWarning"]
 
 KEPT = 8  # programs that a solver keeps compiled
 CERTIFIED = 1e-6  # what plans over pairs that were left out may lower the objective by, relative to it
-SCALED_TOL = 5e-8  # of programs over quantiles unless given: with exponential cones they may stall at 3e-8
+STALLS = 5e-8  # tolerance of programs with many cones, unless given: exponential ones may stall at 3e-8
 DRIFT = 10.0  # W2²/(2·tau) from the quantiles at which a program was compiled beyond which it is compiled again
 
 
@@ -50,7 +50,8 @@ class Convex:
     a ConvergenceError, and a ValueError naming them when no measure satisfies the constraints. `residual` is the larger
     of Clarabel's relative duality gap, its residuals of feasibility (NaN with other solvers) and what pairs that were
     left out may gain; interior points stall when masses span many orders of magnitude, as in wide two-dimensional
-    grids. `tol` sets Clarabel's tolerances on these (unset, 1e-8, and 5e-8 on quantiles), `max_iter` its iterations.
+    grids. `tol` sets Clarabel's tolerances on these (unset, 5e-8 over few pairs and on
+    quantiles, otherwise 1e-8), `max_iter` its iterations.
     Since F + W2²/(2·tau) is convex, a gap g leaves quantiles within √(2·tau·g) of the minimiser (root mean square).
     """
 
@@ -138,7 +139,8 @@ class Convex:
         energy = partial(_checked_atoms, F)
         if mu.grid.n**2 <= self.max_full:
             return over_all_pairs(self, energy, cast(Wasserstein, metric), mu, tau)
-        settings = Settings(lambda program: self.solve(program, []), max(CERTIFIED, self.tol or 0), self.max_full)
+        solve = partial(self.solve, values=[], tol=STALLS)
+        settings = Settings(solve, max(CERTIFIED, self.tol or 0), self.max_full)
         return over_few_pairs(settings, energy, cast(Wasserstein, metric), mu, tau)
 
     def _too_large(self, metric: Metric, mu: Density | Quantiles) -> str | None:
@@ -171,12 +173,17 @@ class Convex:
         return program
 
     def solve(
-        self, program: Program, values: Sequence[Any], tilt: np.ndarray | None = None, scaled: bool = False
+        self,
+        program: Program,
+        values: Sequence[Any],
+        tilt: np.ndarray | None = None,
+        tol: float = 1e-8,
+        scaled: bool = False,
     ) -> Solution:
         """What the solver makes of a program; NoSolution with its status when that is nothing."""
         options: dict[str, Any] = {} if self.max_iter is None else {"max_iter": self.max_iter}
         if self.solver == "CLARABEL":
-            tol = self.tol or (SCALED_TOL if scaled else 1e-8)
+            tol = self.tol or tol
             options |= {"tol_gap_abs": tol * program.scale, "tol_gap_rel": tol, "tol_feas": tol}
             options |= {"accept_unknown": True, "equilibrate_enable": not scaled}
         solution = program.solve(values, self.solver, options, tilt)
@@ -188,7 +195,7 @@ class Convex:
         """For a program whose numbers are near 1: without Clarabel's equilibration, which spoils that; if need be with
         it."""
         try:
-            first = self.solve(program, values, tilt, scaled=True)
+            first = self.solve(program, values, tilt, STALLS, scaled=True)
         except NoSolution:
             return self.solve(program, values, tilt)
         if first.status == "optimal" or self.solver != "CLARABEL":
