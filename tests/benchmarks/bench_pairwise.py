@@ -1,12 +1,14 @@
 """Sums over pairs: SVGD, log-sums and routes faster than all pairs, beside NumPy, KeOps and blackjax where installed.
 
-Run `python -m tests.benchmarks.bench_pairwise [svgd logsum step memory routes]`. Codes that are compared alternate in
-one run; a figure is the least of the repetitions, of the CPU seconds of the process: wall time depends on the machine's
-other work. Set OMP_NUM_THREADS=1 to compare one core with one core.
+Run `python -m tests.benchmarks.bench_pairwise [svgd logsum step memory routes] [--figure FILE]`; the figure shows the
+cost of each route against the number of particles. Codes that are compared alternate in one run. A time is the least of
+the repetitions, in CPU seconds of the process: wall time depends on the machine's other work. Set OMP_NUM_THREADS=1 to
+compare one core with one core.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import resource
 import sys
@@ -25,12 +27,16 @@ from otprox.pairwise import gradient_sum, log_gaussian_sum, stein_sum
 Job = Callable[[], object]
 
 
-def main(*names: str) -> None:
+def main() -> None:
     torch.set_default_dtype(torch.float64)
     parts = {"svgd": svgd, "logsum": logsum, "step": steps, "memory": memory, "routes": routes}
+    parser = argparse.ArgumentParser(description="Sums over pairs, beside other codes and against the number of them.")
+    parser.add_argument("names", nargs="*", choices=[*parts, []], default=list(parts))
+    parser.add_argument("--figure", help="file of the figure of the costs of the routes")
+    options = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, float64 unless it says so; CPU seconds")
-    for name in names or tuple(parts):
-        parts[name]()
+    for name in options.names:
+        routes(options.figure) if name == "routes" else parts[name]()
 
 
 def table(title: str, jobs: dict[str, Job | None], repeat: int) -> None:
@@ -143,7 +149,7 @@ def resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def routes() -> None:
+def routes(figure: str | None = None) -> None:
     """CPU seconds of Σ_j w_j ∇k(x_i − x_j) against n, tab-separated for a plot, and its growth over the last 10×."""
     g = torch.Generator().manual_seed(0)
     kernels = {
@@ -157,11 +163,27 @@ def routes() -> None:
         "random batches of 64 (d = 2)": (RandomBatch(RBF(1.0), 64, generator=g), 2, 5),
     }
     print("\nCPU seconds of the velocity of n particles, by route\nroute\t" + "\t".join(f"1e{k}" for k in (3, 4, 5, 6)))
+    curves = {}
     for name, (k, d, last) in kernels.items():
         row = [cost(lambda k=k, d=d, n=10**e: velocity(k, points(n, d))) for e in range(3, last + 1)]
+        curves[name] = row
         order = math.log10(row[-1] / row[-2])
         cells = [f"{seconds:.4f}" for seconds in row] + [""] * (4 - len(row))
         print("\t".join([name, *cells, f"n^{order:.2f}"]), flush=True)
+    if figure:
+        draw(curves, figure)
+
+
+def draw(curves: dict[str, list[float]], figure: str) -> None:
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, row in curves.items():
+        style = {"color": "black", "linewidth": 2} if name.startswith("all pairs") else {}
+        axes.loglog([10 ** (3 + i) for i in range(len(row))], row, "o-", label=name, **style)
+    axes.set(xlabel="particles", ylabel="CPU seconds of a velocity")
+    axes.legend(frameon=False, fontsize="small")
+    fig.savefig(figure, dpi=120)
 
 
 def velocity(k: object, x: Tensor) -> Tensor:
@@ -183,4 +205,4 @@ def points(n: int, d: int, seed: int = 0) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

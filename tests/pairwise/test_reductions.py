@@ -342,3 +342,12 @@ def test_particles_in_one_place_have_no_slope_where_it_is_infinite():
             f(Riesz(0.5))
         assert f(Riesz(1.5)).isfinite().all()
     assert gradient_sum(Riesz(0.5), y[1:], y[1:], b[1:]).isfinite().all()
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("k", [*SMOOTH, *CUSPS, Sobolev(1.0, modes=3)], ids=str)
+def test_sums_on_a_gpu_are_those_on_a_cpu(k):
+    x, y, b, v = data(m=70, n=60)
+    for f, c in ((kernel_sum, v), (gradient_sum, b), (divergence_sum, v)):
+        torch.testing.assert_close(f(k, x.cuda(), y.cuda(), c.cuda()).cpu(), f(k, x, y, c), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(stein_sum(k, y.cuda(), v.cuda()).cpu(), stein_sum(k, y, v), rtol=1e-10, atol=1e-10)
