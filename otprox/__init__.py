@@ -7,6 +7,7 @@ from .domains import Box, Euclidean, Torus
 from .flow import Path, Tick, Trajectory, flow, record
 from .functionals import (
     KL,
+    MMD,
     Blob,
     Congestion,
     Dirichlet,
@@ -33,6 +34,7 @@ from .sweep import Table, sweep
 __all__ = [
     "BDF2",
     "KL",
+    "MMD",
     "Adagrad",
     "Adaptive",
     "Backward",

@@ -43,12 +43,15 @@ FUNCTIONALS = {
     "Minibatch": ox.Minibatch(
         lambda x, index: 0.5 * (x**2).sum(-1) * len(index) / 4, rows=4, size=2, generator=torch.Generator()
     ),
+    "KernelEnergy": functionals.KernelEnergy(ox.kernels.Bilinear()),
+    "MMD": ox.MMD(ox.kernels.RBF(0.8), ox.Gaussian([0.0], [[1.0]])),
     "Moments": ox.Moments(lambda p: torch.ones_like(p[..., 0]), [1.0]),
     "Obstacle": ox.Obstacle(lower=0.0, upper=50.0),
     "Sum": ox.Entropy() + ox.Potential(ox.Quadratic([0.0])),
     "Scaled": 2.0 * ox.Entropy(),
     "Varying": ox.Varying(lambda t: t * ox.Entropy()),
 }
+ON_PARTICLES = ("Blob", "Interaction", "KernelEnergy", "MMD", "Minibatch", "Potential")  # without a density
 METRICS = {
     "Wasserstein": ox.Wasserstein(torch.tensor([[2.0]])),
     "Entropic": ox.Entropic(0.1),
@@ -114,7 +117,7 @@ def test_functionals(name):
     F = FUNCTIONALS[name].at(1.0)
     supported = 0
     for mu in MEASURES.values():
-        if isinstance(mu, ox.Particles) and name not in ("Potential", "Interaction", "Blob", "Minibatch"):
+        if isinstance(mu, ox.Particles) and name not in ON_PARTICLES:
             continue
         try:
             value = F(mu)

@@ -11,12 +11,14 @@ from .generalized_linear import GeneralizedLinear
 from .interaction import Interaction
 from .internal import Entropy, Internal, PorousMedium
 from .minibatch import Minibatch
+from .mmd import MMD, KernelEnergy
 from .moments import Moments
 from .obstacle import Obstacle
 from .potential import GaussianMoments, Potential, Quadratic
 
 __all__ = [
     "KL",
+    "MMD",
     "Atom",
     "Blob",
     "Composite",
@@ -29,6 +31,7 @@ __all__ = [
     "GeneralizedLinear",
     "Interaction",
     "Internal",
+    "KernelEnergy",
     "Minibatch",
     "Moments",
     "NotConvex",

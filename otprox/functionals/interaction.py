@@ -18,6 +18,7 @@ from ..measures.fourier import cell_matrix
 from ..pairwise import Slope
 from .atom import Atom, NotConvex, curvature_root, scatter
 from .base import Functional
+from .gaussian_smoothing import smoothed_moments, smooths
 from .potential import Quadratic
 
 LARGEST = 4096  # cells up to which the matrix of an interaction is factored for convex programs
@@ -48,6 +49,8 @@ class Interaction(Functional):
             raise TypeError(f"Interaction needs a kernel of x − y; {self.W} is not a function of the difference")
 
     def __call__(self, mu: Measure) -> Tensor:
+        if isinstance(mu, Gaussian) and smooths(self.W):
+            return 0.5 * self._gaussian(mu)[0]
         return 0.5 * mu.interact(self.W)
 
     def first_variation(self, mu: Measure, x: Tensor | None = None) -> Tensor:
@@ -59,9 +62,15 @@ class Interaction(Functional):
 
     def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
         """(0, E ∇²W(X − Y)), by Stein's lemma under X − Y ~ N(0, 2Σ)."""
+        if smooths(self.W):
+            return torch.zeros_like(mu.mean), self._gaussian(mu)[2]
         difference = mu.with_state(mean=torch.zeros_like(mu.mean), cov=2 * mu.cov)
         _, hessian = difference.nearest_affine(Slope(self.W))
         return torch.zeros_like(mu.mean), (hessian + hessian.mT) / 2
+
+    def _gaussian(self, mu: Gaussian) -> tuple[Tensor, Tensor, Tensor]:
+        """E W, E ∇W and E ∇²W of the difference, where they are known."""
+        return smoothed_moments(self.W, torch.zeros_like(mu.mean), 2 * dense(mu.cov))  # type: ignore[arg-type]
 
     def diffusivity(self, mu: Measure) -> Tensor:
         return mu.anchor.new_zeros(())

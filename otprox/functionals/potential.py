@@ -27,9 +27,22 @@ class GaussianMoments(Protocol):
         ...
 
 
+@runtime_checkable
+class KnownField(Protocol):
+    """A potential V that gives its own gradient, and knows the measures that it acts on."""
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """∇V at points x, (*batch, n, d)."""
+        ...
+
+    def check_domain(self, mu: Measure) -> None:
+        """ValueError where μ lives on another domain."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Potential(Functional):
-    """∫ V dμ, with V: (*batch, n, d) -> (*batch, n), differentiable by autograd.
+    """∫ V dμ, with V: (*batch, n, d) -> (*batch, n), differentiable by autograd unless it is a `KnownField`.
 
     `curvature` is a λ with ∇²V ≥ λI when it is known (a `Quadratic` knows its own); implicit steps need tau < −1/λ for
     λ < 0. A V with a method `moments(mean, cov)` is integrated exactly on Gaussians.
@@ -46,17 +59,23 @@ class Potential(Functional):
     def __call__(self, mu: Measure) -> Tensor:
         if isinstance(mu, Gaussian) and isinstance(self.V, GaussianMoments):
             return self.V.moments(mu.mean, mu.cov)[0]
-        return mu.expect(self.value)
+        return mu.expect(self._on(mu))
+
+    def _on(self, mu: Measure) -> Callable[[Tensor], Tensor]:
+        if isinstance(self.V, KnownField):
+            self.V.check_domain(mu)
+        return self.value
 
     def value(self, x: Tensor) -> Tensor:
         """V at points, its shape checked."""
         return scalar_potential(self.V, "V")(x)
 
     def first_variation(self, mu: Measure, x: Tensor | None = None) -> Tensor:
-        return self.value(mu.points if x is None else x)
+        return self._on(mu)(mu.points if x is None else x)
 
     def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
-        return differentiate(self.value, mu.points if x is None else x, "Potential's V")
+        x, value = mu.points if x is None else x, self._on(mu)
+        return self.V.gradient(x) if isinstance(self.V, KnownField) else differentiate(value, x, "Potential's V")
 
     def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
         if isinstance(self.V, GaussianMoments):
