@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from . import chaos, exact, observe, schemes
 from .adaptive import Richardson
 from .flow import Tick, flow, record
-from .functionals import KL, Entropy, Interaction, PorousMedium, Potential, Quadratic
+from .functionals import KL, Congestion, Dirichlet, Entropy, Interaction, PorousMedium, Potential, Quadratic
 from .kernels import RBF, Bilinear, Cosine, Riesz
 from .measures import Density, Gaussian, Grid, Measure, Particles, Quantiles
 from .measures.distance import w2_squared
@@ -20,7 +21,7 @@ from .metrics import Entropic, Stein, Wasserstein
 from .multistep import BDF2
 from .polchinski import HeatKernel, PauliVillars, orders
 from .pseudospectral import PseudoSpectral
-from .solvers import GaussianMap
+from .solvers import Convex, GaussianMap
 from .steps import Backward, Drift, Flow, Forward, Halves, Heat, Step, Strang
 
 
@@ -91,6 +92,7 @@ def catalogue() -> list[Case]:
         *_one_step(),
         *_quantiles(),
         *_grids(),
+        *_programs(),
         *_particles(),
         *_mean_field(),
         *_stein(),
@@ -270,6 +272,42 @@ def _grids() -> list[Case]:
         Case("grid: heat", "Gaussian convolution, L1", (0.2, 0.1, 0.05), heat, order=2.0),
         Case("grid: entropic JKO by scaling", "closed form, variance", (1.0, 0.3, 0.1), entropic, within=1e-3),
         Case("metric: JKO in Wasserstein(Q)", "change of variables", (0.3, 0.1), _in_metric, within=1e-9),
+    ]
+
+
+class _Distance:
+    """V(x) = |x|, with its form in a convex program."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x.abs().sum(-1)
+
+    def atom(self, x: Any) -> Any:
+        import cvxpy as cp
+
+        return cp.abs(x)
+
+
+def _programs() -> list[Case]:
+    def crowd(tau: float) -> float:
+        start = torch.linspace(-2, 2, 201, dtype=torch.float64)  # of density ¼ · 200/201, gaps of 4/200
+        step = Backward(Potential(_Distance()) + Congestion(1.0), solver=Convex(tol=1e-10))
+        mu: Measure = Quantiles(start)
+        for k in range(round(0.6 / tau)):
+            mu = step(mu, k * tau, (k + 1) * tau).mu
+        want = exact.diffusion.queue_flow(start, 0.6, density=200 / 201 / 4)
+        return (mu.points[:, 0] - want).abs().max().item()
+
+    def film(n: float) -> float:
+        source, grid, tau = exact.diffusion.SmythHill(1), Grid(-5.0, 5.0, int(n)), 8.0
+        start, end = source.radius(1.0), source.jko(source.radius(1.0), tau)
+        values = source.density(grid.points(start.new_zeros(1)), start)
+        new = Backward(Dirichlet(), solver=Convex())(Density(values / values.sum() / grid.volume, grid), 0.0, tau).mu
+        want = source.density(new.points, end)
+        return (new.state()["values"] - want).abs().sum().item() * grid.volume
+
+    return [
+        Case("convex: a crowd on the line", "its motion, at t = 0.6", (0.6, 0.3, 0.1), crowd, within=1e-6),
+        Case("convex: Smyth–Hill to Smyth–Hill, L1", "closed form", (50, 100, 200), film, within=5e-3),
     ]
 
 

@@ -53,8 +53,7 @@ crowd = ox.Quantiles(-2 + 4 * (torch.arange(400) + 0.5) / 400)
 
 
 def exact(t):
-    x0 = crowd.x[:, 0]
-    return torch.sign(x0) * torch.maximum(x0.abs() - t, x0.abs() / 4)
+    return ox.exact.diffusion.queue_flow(crowd.x[:, 0], t, density=0.25)
 
 
 step = ox.Backward(V + ox.Congestion(1.0), solver=solvers.Convex(tol=1e-10))

@@ -1,4 +1,4 @@
-"""Exact diffusions, porous media, thin films, aggregation and the double well, and the virial identities."""
+"""Exact diffusions, porous media, thin films, aggregation, crowds and the double well, and the virial identities."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .aggregation import (
 )
 from .barenblatt import Barenblatt, barenblatt
 from .bures import heat, ornstein_uhlenbeck
+from .crowd import queue_flow
 from .double_well import DoubleWell, double_well
 from .jko_uniform import (
     UniformEntropyJKO,
@@ -53,6 +54,7 @@ __all__ = [
     "log_gas_second_moment",
     "newtonian_flow",
     "ornstein_uhlenbeck",
+    "queue_flow",
     "semicircle_density",
     "spread_flow",
     "spread_jko",

@@ -80,7 +80,8 @@ def particles(d: int, batch: tuple[int, ...] = ()) -> Particles:
 
 
 def density(d: int, n: int = 24, periodic: bool = False) -> Density:
-    grid = Grid([-6.0] * d, [6.0] * d, [n] * d, periodic=periodic)
+    half = 2 * math.pi  # whole periods of Cosine
+    grid = Grid([-half] * d, [half] * d, [n] * d, periodic=periodic)
     return Density.from_log_prob(gaussian(d).log_prob, grid)
 
 
