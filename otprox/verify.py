@@ -21,7 +21,7 @@ from .metrics import Entropic, Stein, Wasserstein
 from .multistep import BDF2
 from .polchinski import HeatKernel, PauliVillars, orders
 from .pseudospectral import PseudoSpectral
-from .solvers import Convex, GaussianMap
+from .solvers import Convex, GaussianMap, benamou_brenier, geodesic
 from .steps import Backward, Drift, Flow, Forward, Halves, Heat, Step, Strang
 
 
@@ -93,6 +93,7 @@ def catalogue() -> list[Case]:
         *_quantiles(),
         *_grids(),
         *_programs(),
+        *_dynamic(),
         *_particles(),
         *_mean_field(),
         *_stein(),
@@ -308,6 +309,29 @@ def _programs() -> list[Case]:
     return [
         Case("convex: a crowd on the line", "its motion, at t = 0.6", (0.6, 0.3, 0.1), crowd, within=1e-6),
         Case("convex: Smyth–Hill to Smyth–Hill, L1", "closed form", (50, 100, 200), film, within=5e-3),
+    ]
+
+
+def _dynamic() -> list[Case]:
+    def waves(n: int) -> list[Density]:
+        grid = Grid(0.0, 1.0, n)
+        x = grid.points(torch.zeros((), dtype=torch.float64))[:, 0]
+        return [Density(1 + sign * 0.5 * torch.cos(math.pi * x), grid) for sign in (1, -1)]
+
+    def distance(dt: float) -> float:
+        found = geodesic(*waves(128), inner_steps=round(1 / dt), tol=1e-5).distance2
+        return abs(found.item() / w2_squared(*waves(2000)).item() - 1)
+
+    def cost(dt: float) -> float:
+        game = exact.games.LinearQuadraticGame(mean=1.0, variance=0.5, goal=-1.0, pull=2.0, horizon=1.0, viscosity=0.2)
+        crowd = Gaussian([game.mean], [[game.variance]]).to_density(Grid(-4.0, 5.0, 128))
+        end = Potential(lambda x: game.pull / 2 * (x[..., 0] - game.goal) ** 2)
+        curve = benamou_brenier(crowd, end, inner_steps=round(1 / dt), viscosity=game.viscosity, tol=1e-4)
+        return abs(curve.stats.objective.item() / game.value - 1)
+
+    return [
+        Case("dynamic: W2² of smooth densities", "quantile functions", (1 / 2, 1 / 4, 1 / 8), distance, order=2.0),
+        Case("dynamic: a mean-field game, its cost", "Riccati's equation", (1 / 16, 1 / 32), cost, within=3e-3),
     ]
 
 

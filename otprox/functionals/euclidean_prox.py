@@ -47,10 +47,15 @@ class EuclideanProx:
             if isinstance(f, Congestion):
                 ceiling = min(ceiling, f.bound)
             elif getattr(f, "affine", False):
-                value, rate = f.local(zero, points)
+                value, rate = f.local(zero, mu.points)
                 slope, constant = slope + s * c * float(rate.flatten()[0]), constant + s * c * value
             else:
                 powers.append((s * c, f))
+        if ceiling * mu.grid.n * mu.grid.volume < 1:
+            room = ceiling * mu.grid.n * mu.grid.volume
+            raise ValueError(
+                f"{F} leaves room for only {room:.6g} of the mass on this grid; widen it, or raise the bound"
+            )
         if not torch.isfinite(constant).all():
             bad = int((~torch.isfinite(constant)).sum())
             raise ValueError(f"{F} is not finite on {bad} cells of the grid; a prox needs finite potentials")
@@ -98,9 +103,16 @@ def not_convex_local(F: Any, mu: Density) -> str | None:
     missing = sorted({type(f).__name__ for _, f in terms if not offers(f, "local")})
     if missing:
         return f"{' and '.join(missing)} is not a function of x and ρ(x) alone, cell by cell"
-    y = torch.linspace(-10, 10, 21, dtype=mu.anchor.dtype, device=mu.anchor.device)
-    points = mu.grid.points(mu.anchor)[:1].expand(21, -1)
-    slopes = [c * f.local(y, points)[1] for c, f in terms]
-    if bool((reduce(add, slopes, torch.zeros_like(y)) < 0).any()):
+    log_rho = torch.linspace(-10, 10, 21, dtype=mu.anchor.dtype, device=mu.anchor.device)
+    stiffness = reduce(add, (c * _stiffness(f, mu, log_rho) for c, f in terms), torch.zeros_like(log_rho))
+    if bool((stiffness < 0).any()) or any(c < 0 for c, f in F.terms if isinstance(f, Congestion)):
         return f"{F} is not convex in the density"
     return None
+
+
+def _stiffness(f: Any, mu: Density, log_rho: Tensor) -> Tensor:
+    """dφ/dlog ρ in the first cell over a range of densities; one number where φ is affine in log ρ."""
+    point = mu.points[..., :1, :]
+    if getattr(f, "affine", False):
+        return f.local(torch.zeros_like(point[..., 0]), point)[1].flatten()[0]
+    return f.local(log_rho, point.reshape(-1, mu.dim)[:1].expand(len(log_rho), -1))[1]

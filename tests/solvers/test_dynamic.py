@@ -194,6 +194,46 @@ def test_the_step_from_a_uniform_density():
     assert out.mu.cov.item() == pytest.approx(exact.variance, rel=0.01)
 
 
+def test_a_batch_of_steps_is_the_single_steps():
+    grid, centres = Grid(0.0, 1.0, 24), (0.3, 0.5, 0.6)
+    mu = Density(torch.stack([waves(grid, *a).values for a in ((0.5,), (0.0, 0.8), (-0.3, 0.2, 0.4))]), grid)
+    F = PorousMedium(2.0) + Potential(Quadratic(torch.tensor(centres)[:, None]))
+    out = Dynamic()(F, W2, mu, 0.02)
+    for i, centre in enumerate(centres):
+        alone = Dynamic()(PorousMedium(2.0) + Potential(Quadratic([centre])), W2, Density(mu.values[i], grid), 0.02)
+        torch.testing.assert_close(out.mu.values[i], alone.mu.values, atol=1e-10, rtol=0)
+        assert out.stats.iterations[i] == alone.stats.iterations
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_units_do_not_matter(scale: float):
+    unit, other = Grid(0.0, 1.0, 24), Grid(0.0, scale, 24)
+    mu = waves(unit, 0.5, 0.2)
+    out, same = (
+        Dynamic()(F, W2, nu, tau)
+        for F, nu, tau in (
+            (PorousMedium(2.0), mu, 0.02),
+            (scale * PorousMedium(2.0), Density(mu.values / scale, other), 0.02 * scale**2),
+        )
+    )
+    torch.testing.assert_close(same.mu.values * scale, out.mu.values, atol=1e-6, rtol=0)
+    assert same.stats.distance2.item() / scale**2 == pytest.approx(out.stats.distance2.item(), rel=1e-4)
+
+
+@pytest.mark.needs_cuda
+def test_it_runs_on_a_gpu():
+    grid = Grid((0, 0), (1, 1), (16, 17), periodic=(True, False))
+    mu, nu = blocks(grid, 1), blocks(grid, 2)
+    there = [Density(rho.values.cuda(), grid) for rho in (mu, nu)]
+    curve = geodesic(*there, inner_steps=4, tol=1e-3)
+    assert curve.values.is_cuda
+    torch.testing.assert_close(curve.values.cpu(), geodesic(mu, nu, inner_steps=4, tol=1e-3).values, atol=1e-6, rtol=0)
+    step = Dynamic()(PorousMedium(2.0) + Entropy(), W2, there[0], 0.01)
+    torch.testing.assert_close(
+        step.mu.values.cpu(), Dynamic()(PorousMedium(2.0) + Entropy(), W2, mu, 0.01).mu.values, atol=1e-6, rtol=0
+    )
+
+
 def test_congestion_bounds_the_density_and_pushes_as_little_as_it_can():
     """The projection on ρ ≤ 1 of twice U[0, ½] spreads it over its neighbours: U[−¼, ¾], at W2² = 1/48."""
     grid = Grid(-1.0, 1.5, 100)
@@ -356,6 +396,8 @@ def test_options_and_ends_are_checked():
         geodesic(mu, mu, inner_steps=1)
     with pytest.raises(ValueError, match=r"mu has a density of 0\.39.* above Saturating"):
         benamou_brenier(mu, Entropy(), mobility=Saturating(0.3))
+    with pytest.raises(ValueError, match=r"leaves room for only 0\.5 of the mass"):
+        Dynamic()(Congestion(0.05), W2, mu, 0.1)
     with pytest.raises(ValueError, match="tau must be positive"):
         Dynamic()(Entropy(), W2, mu, 0.0)
 
