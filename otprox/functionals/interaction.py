@@ -21,7 +21,7 @@ from .base import Functional
 from .gaussian_smoothing import smoothed_moments, smooths
 from .potential import Quadratic
 
-LARGEST = 4096  # cells up to which the matrix of an interaction is factored for convex programs
+LARGEST = 1600  # cells up to which the matrix of an interaction is factored for convex programs
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,15 @@ class Interaction(Functional):
 
     def _on_cells(self, mu: Density, c: float) -> Atom:
         like = mu.values
-        root, slope = _semidefinite(self.W, mu.grid, like.dtype, like.device, math.copysign(1.0, c))
+        if mu.grid.n > LARGEST:
+            raise NotConvex(f"Interaction on {mu.grid.n} cells needs a full matrix; at most {LARGEST} cells")
+        sign = math.copysign(1.0, c)
+        root, slope, negative = _semidefinite(self.W, mu.grid, like.dtype, like.device, sign)
+        if negative:
+            raise NotConvex(
+                f"{sign:g}·Interaction is not convex in the density: among changes that keep the mass, its matrix has "
+                f"the eigenvalue {negative:.3g} of the largest; use Quantiles, or another solver"
+            )
         scale = abs(c) * mu.grid.volume**2
 
         def build(rho: Any, weight: Any) -> Any:
@@ -115,23 +123,18 @@ class Interaction(Functional):
 @lru_cache(maxsize=8)
 def _semidefinite(
     W: Callable[..., Tensor], grid: Grid, dtype: torch.dtype, device: torch.device, sign: float
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, float]:
     """A (r, n) and b (n,) with ½|Aρ|² + b·ρ = ½ρ·sWρ + const for densities of mass 1 on n cells, s = ±1.
 
     With the constants projected out, ρ = mean + δ: ½δ·sWδ + mean·(sW1)·δ, and A is the root of the projected matrix.
+    Last, its lowest eigenvalue relative to the largest, 0 when that is not negative.
     """
-    if grid.n > LARGEST:
-        raise NotConvex(f"Interaction on {grid.n} cells needs a matrix of rank up to {grid.n}; at most {LARGEST} cells")
     matrix = sign * cell_matrix(W, grid, torch.zeros((), dtype=dtype, device=device)).double().cpu()
     mean = matrix.mean(0)
     centred = matrix - mean - mean[:, None] + mean.mean()
     values, vectors = torch.linalg.eigh((centred + centred.mT) / 2)
     largest = values.abs().max().item()
-    if values[0] < -1e-9 * largest:
-        raise NotConvex(
-            f"{sign:g}·Interaction is not convex in the density: among changes that keep the mass, its matrix has the "
-            f"eigenvalue {values[0].item():.3g} (largest {largest:.3g}); use Quantiles, or another solver"
-        )
     kept = values > 1e-12 * largest
     root = (values[kept].sqrt() * vectors[:, kept]).mT
-    return root.numpy(), ((mean - mean.mean()) / grid.volume).numpy()
+    negative = values[0].item() / largest if values[0] < -1e-9 * largest else 0.0
+    return root.numpy(), ((mean - mean.mean()) / grid.volume).numpy(), negative

@@ -49,9 +49,9 @@ class Convex:
     ConvergenceWarning with the solver's status, or an error with on_failure="raise"; without a solution there is always
     a ConvergenceError, and a ValueError naming them when no measure satisfies the constraints. `residual` is the larger
     of Clarabel's relative duality gap, its residuals of feasibility (NaN with other solvers) and what pairs that were
-    left out may gain; interior points stall when masses span many orders of magnitude, as in wide two-dimensional
-    grids. `tol` sets Clarabel's tolerances on these (unset, 5e-8 over few pairs and on
-    quantiles, otherwise 1e-8), `max_iter` its iterations.
+    left out may gain. Interior points stall when masses span many orders of magnitude, as with entropies on thousands
+    of cells. `tol` sets Clarabel's tolerances on these (unset, 5e-8 over few pairs and on quantiles, otherwise 1e-8),
+    `max_iter` its iterations.
     Since F + W2²/(2·tau) is convex, a gap g leaves quantiles within √(2·tau·g) of the minimiser (root mean square).
     """
 
