@@ -175,7 +175,8 @@ def spectral(variance):
 def test_solvers(cls):
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
     solver, worked = cls(*ARGUMENTS.get(cls.__name__, ())), 0
-    for functional in (*FUNCTIONALS.values(), ox.KL(spectral(0.8))):
+    distance = ox.MMD(ox.kernels.Energy(), ox.Gaussian([0.0], [[1.0]]))
+    for functional in (*FUNCTIONALS.values(), distance, ox.KL(spectral(0.8))):
         F = functional.at(1.0)
         for metric in (ox.Wasserstein(), ox.Entropic(0.2), ox.Entropic(0.2, "debiased")):
             for mu in (*MEASURES.values(), spectral(1.3)):

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from .. import pairwise
 from ..domains import Domain, Euclidean
-from ..kernels import Bilinear, Kernel, Stationary, Trigonometric
-from ..measures import Density, Gaussian, Measure, Particles, Quantiles
+from ..kernels import Kernel, Stationary, Trigonometric
+from ..measures import Density, Measure, Particles
 from ..measures.base import check_alike
 from ..measures.covariance import dense
 from .base import differentiate
-from .gaussian_smoothing import smoothed, smoothed_moments, smooths
+from .gaussian_smoothing import smoothed, smoothed_moments
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,21 +119,6 @@ class SmoothedEmbedding(Embedding):
         both = dense(cov) + dense(self.target.cov)
         value, slope, hessian = smoothed_moments(self.kernel, mean - self.target.mean, both)
         return self.half_norm - value, -slope, -hessian
-
-
-def embed(kernel: Kernel, target: Measure) -> Embedding:
-    """The embedding of a target by the best route that there is."""
-    if isinstance(target, Particles | Quantiles | Density):
-        return NodalEmbedding(kernel, target)
-    assert isinstance(target, Gaussian)
-    if isinstance(kernel, Stationary) and smooths(kernel):
-        return SmoothedEmbedding(kernel, target)
-    if target.quadrature is not None or isinstance(kernel, Bilinear):
-        return NodalEmbedding(kernel, target)
-    raise TypeError(
-        f"{kernel} has no closed form under a Gaussian target. What would work: samples, target.to_particles(n, rng), "
-        "or a rule, Gaussian(mean, cov, quadrature=GaussHermite(32))"
-    )
 
 
 def domain_of(mu: Measure) -> Domain:

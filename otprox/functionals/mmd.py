@@ -9,11 +9,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from .. import pairwise
-from ..kernels import Kernel, Stationary
+from ..kernels import Bilinear, Kernel, Stationary
 from ..measures import Density, Gaussian, Measure, Particles, Quantiles
 from .base import Composite, Functional
-from .embedding import domain_of, embed
+from .embedding import Embedding, NodalEmbedding, SmoothedEmbedding, domain_of
+from .gaussian_smoothing import smooths
 from .interaction import Interaction
+from .line_embedding import AtomsOnLine, NormalOnLine, energy_factor
 from .potential import Potential
 
 
@@ -99,3 +101,20 @@ def _pull(kernel: Kernel, target: Measure) -> Potential:
     """∇²V ≥ −max ∇²k."""
     largest = kernel.curvatures[1] if isinstance(kernel, Stationary) else math.inf
     return Potential(embed(kernel, target), curvature=None if largest == math.inf else -largest)
+
+
+def embed(kernel: Kernel, target: Measure) -> Embedding:
+    """The embedding of a target by the best route that there is."""
+    line = target.dim == 1 and energy_factor(kernel) is not None and domain_of(target).straight
+    if not isinstance(target, Gaussian):
+        return AtomsOnLine(kernel, target) if line else NodalEmbedding(kernel, target)
+    if line:
+        return NormalOnLine(kernel, target)
+    if isinstance(kernel, Stationary) and smooths(kernel):
+        return SmoothedEmbedding(kernel, target)
+    if target.quadrature is not None or isinstance(kernel, Bilinear):
+        return NodalEmbedding(kernel, target)
+    raise TypeError(
+        f"{kernel} has no closed form under a Gaussian target. What would work: samples, target.to_particles(n, rng), "
+        "or a rule, Gaussian(mean, cov, quadrature=GaussHermite(32))"
+    )

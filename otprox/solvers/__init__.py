@@ -6,6 +6,7 @@ from .bures import Bures
 from .choose import choose, explain
 from .concave import Concave, ConcaveMobility, Linear, Saturating
 from .convex import Convex, FrozenWarning
+from .cramer import Cramer
 from .curve import Curve
 from .descent import Descent
 from .dynamic import Dynamic, benamou_brenier, geodesic
@@ -29,6 +30,7 @@ __all__ = [
     "ConvergenceWarning",
     "Convex",
     "Cosines",
+    "Cramer",
     "Curve",
     "Descent",
     "Dynamic",

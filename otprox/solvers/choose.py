@@ -8,6 +8,7 @@ from ..metrics import Metric
 from .base import Solver
 from .bures import Bures
 from .convex import Convex
+from .cramer import Cramer
 from .descent import Descent
 from .dynamic import Dynamic
 from .free_support import FreeSupport
@@ -19,6 +20,7 @@ from .scaling import Scaling
 ORDER: list[Solver] = [
     Bures(),
     Modes(),
+    Cramer(),
     Quantile(),
     Scaling(),
     FreeSupport(),
