@@ -39,7 +39,8 @@ class Dynamic:
     `tol` is for the two paths that the minimisation keeps, one of finite energy and one that obeys the equation: it has
     converged when they agree to tol, relatively, in the norm in which fluxes and densities weigh alike. The mass of ν
     is exact. Stats: `residual` is that distance, `distance2` is 2·tau times the action, which is W2² where running
-    and viscosity are 0 and the mobility is Linear. It runs under no_grad: results are constants to autograd.
+    and viscosity are 0 and the mobility is Linear. It runs under no_grad: results are constants to autograd. A step
+    starts from the forces on μ, which are nearer to its solution than the step before is, so `last` is not used.
     """
 
     inner_steps: int = 4
@@ -79,6 +80,11 @@ class Dynamic:
     def curve(self, mu: Density, end: Functional | Density, *, horizon: float, metric: Metric) -> Curve:
         """The curve of least action from mu: to a Density, or to where a Functional of the last density takes it."""
         check_positive(horizon)
+        if not isinstance(mu, Density) or not isinstance(end, Density | Functional):
+            raise TypeError(
+                "a curve goes from a Density to a Density or a Functional of the last density, not from a "
+                f"{type(mu).__name__} to a {type(end).__name__}"
+            )
         metric = metric.over(0.0, horizon)
         self._check(mu, end, metric)
         assert isinstance(metric, Wasserstein)
@@ -133,7 +139,7 @@ def benamou_brenier(
     the last density. With running = 0 and viscosity = 0 it is an implicit step of size T; in general it is the
     equilibrium of a potential mean-field game (Lasry and Lions 2007; Benamou, Carlier and Santambrogio 2017), in
     which each agent pays ½|v|² + δrunning/δρ on the way and δterminal/δρ at the end, and u = −potential is the value
-    function. The options are those of `Dynamic`.
+    function. The options are those of `Dynamic`; a Moving `metric` is the one that a step over [0, T] has.
     """
     solver = Dynamic(
         inner_steps=inner_steps,

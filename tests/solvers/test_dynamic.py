@@ -392,6 +392,8 @@ def test_options_and_ends_are_checked():
     around = Density(mu.values, Grid(-5.0, 5.0, 100, periodic=True))
     with pytest.raises(ValueError, match="one grid, periodic along the same axes"):
         geodesic(mu, around)
+    with pytest.raises(TypeError, match="from a Density to a Gaussian"):
+        geodesic(mu, Gaussian([0.0], [[1.0]]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="inner_steps ≥ 2"):
         geodesic(mu, mu, inner_steps=1)
     with pytest.raises(ValueError, match=r"mu has a density of 0\.39.* above Saturating"):
