@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 
 import pytest
@@ -30,6 +31,11 @@ from otprox.solvers import (
 
 W2 = Wasserstein()
 LINE = Grid(-5.0, 5.0, 100)
+
+
+def label(value: object) -> str:
+    """A test's name for a value: without addresses of functions, which differ from one worker to another."""
+    return re.sub(r" at 0x\w+", "", str(value))
 
 
 def normal(mean: object, cov: object, grid: Grid = LINE) -> Density:
@@ -318,7 +324,7 @@ def test_viscosity_alone_is_the_heat_flow():
     assert curve.action.item() < 1e-6 and curve.continuity.item() < 1e-6
 
 
-@pytest.mark.parametrize("mobility", [Saturating(2.5), Concave(torch.sqrt), Concave(lambda r: r / (1 + r))], ids=str)
+@pytest.mark.parametrize("mobility", [Saturating(2.5), Concave(torch.sqrt), Concave(lambda r: r / (1 + r))], ids=label)
 def test_a_small_wave_relaxes_at_the_rate_of_the_mobility(mobility: ConcaveMobility):
     """About ρ = 1 a step of ½∫ρ² takes a mode of −Δ_h with eigenvalue λ from a to a/(1 + τ·m(1)·λ)."""
     grid, tau, amplitude = Grid(0.0, 1.0, 32), 0.01, 1e-3
