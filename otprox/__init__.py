@@ -27,6 +27,7 @@ from .lattice import Lattice
 from .measures import Density, GaussHermite, Gaussian, Grid, Measure, Particles, Quantiles, Samples, Spectral
 from .metrics import Entropic, Metric, Mobility, Moving, Stein, Wasserstein
 from .multistep import BDF2
+from .noisy import NoisyForward
 from .pseudospectral import PseudoSpectral
 from .steps import Backward, Chain, Drift, Flow, Forward, Halves, Heat, Step, Strang
 from .sweep import Table, sweep
@@ -65,6 +66,7 @@ __all__ = [
     "Mobility",
     "Moments",
     "Moving",
+    "NoisyForward",
     "Obstacle",
     "Particles",
     "Path",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .functionals import Entropy, Functional, Interaction, Potential
+from .functionals.embedding import NodalEmbedding
 from .measures import Density, Grid, Measure
 from .measures.fourier import transfer
 from .measures.trigonometric import at_centres, cell_averages, wave_numbers
@@ -77,7 +78,7 @@ class _Parts:
         if diffusion < 0:
             raise ValueError(f"the coefficient of Entropy must be ≥ 0, not {diffusion:g}: the equation is ill-posed")
         zero = mu.values.new_zeros((1,) * (mu.dim + 1))
-        slope = sum((c * _by_axis(f.gradient(mu), mu) for c, f in terms if isinstance(f, Potential)), zero)
+        slope = sum((c * _by_axis(_slope(f, mu), mu) for c, f in terms if isinstance(f, Potential)), zero)
         kernels = [(c * mu.grid.volume, f.W) for c, f in terms if isinstance(f, Interaction)]
         modes = sum((c * transfer(Slope(W), mu.grid, mu.values) for c, W in kernels), zero)
         others = tuple((c, f) for c, f in terms if not isinstance(f, Entropy | Potential | Interaction))
@@ -94,6 +95,15 @@ class _Parts:
         slope = sum((c * _by_axis(f.gradient(nu), nu) for c, f in self.others), slope)
         flux = torch.fft.rfftn(rho.unsqueeze(-grid.dim - 1) * slope, dim=axes)
         return (_derivative(grid, rho.dtype, rho.device) * flux).sum(-grid.dim - 1)
+
+
+def _slope(f: Potential, mu: Density) -> Tensor:
+    """∇V at the cells; the target of an MMD, a Density on the same grid, is resolved as μ is, by values at centres."""
+    V = f.V
+    if isinstance(V, NodalEmbedding) and isinstance(V.target, Density) and V.target.grid == mu.grid:
+        V = replace(V, target=V.target.with_state(values=at_centres(V.target.values, mu.grid)))
+        return V.gradient(mu.points)
+    return f.gradient(mu)
 
 
 def _at_times(F: Functional, mu: Density, *times: float) -> list[_Parts]:

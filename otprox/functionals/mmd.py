@@ -31,7 +31,8 @@ class MMD(Composite):
 
     Between samples it is the V-statistic: pairs i = j count, so n particles drawn from ν itself have E MMD² of order
     1/n. They add k(0)/n, which moves nothing (0 for Energy and Riesz). In a dual Sobolev norm that is infinite unless
-    2s > d; `kernels.Sobolev` truncates the modes, which makes it finite for every s.
+    2s > d; `kernels.Sobolev` truncates the modes, which makes it finite for every s (fewer than half of the cells of a
+    grid, beyond which its modes are aliases of lower ones).
 
     On the line, k = −|x − y|, quantiles move by Ẋ = 2(F_μ − F_ν)(X), and `solvers.Cramer` has the exact implicit step.
     λ-convexity along geodesics is that of the bounds on ∇²k.

@@ -3,6 +3,7 @@
 from .bandwidth import Bandwidth, Fixed, Median
 from .base import Combination, Kernel, Radial, RadialCombination, Stationary, StationaryCombination
 from .bilinear import Bilinear
+from .expected import Expected
 from .radial import RBF, Energy, InverseMultiquadric, Laplace, Riesz
 from .random_batch import RandomBatch
 from .rescaled import Rescaled
@@ -17,6 +18,7 @@ __all__ = [
     "Combination",
     "Cosine",
     "Energy",
+    "Expected",
     "Fixed",
     "InverseMultiquadric",
     "Kernel",

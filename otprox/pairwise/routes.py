@@ -9,6 +9,7 @@ from ..kernels import (
     Bilinear,
     Combination,
     Energy,
+    Expected,
     Kernel,
     Laplace,
     Radial,
@@ -25,6 +26,7 @@ from ..kernels.torus import Trigonometric
 from ..kernels.weighted import slope_of
 from .batches import BatchSums
 from .engines import Engine, choose
+from .features import FeatureSums
 from .fourier import FourierSums
 from .generic import GenericSums
 from .keops import has_formula
@@ -48,6 +50,8 @@ def route(k: Kernel, x: Tensor, y: Tensor, domain: Domain, engine: str) -> Sums:
         return _weighted(k, x, y, domain, engine)
     if isinstance(k, Bilinear) and domain.straight:
         return BilinearSums(x, y)
+    if isinstance(k, Expected) and domain.straight:
+        return FeatureSums(k, x, y, GenericSums(k, x, y, domain))
     if isinstance(k, Rescaled) and domain.straight:
         z = k.shrunk(x)
         return RescaledSums(route(k.k, z, z if x is y else k.shrunk(y), domain, engine), k.lengths(x))

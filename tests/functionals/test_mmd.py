@@ -8,6 +8,7 @@ import torch
 import otprox as ox
 from otprox import exact, kernels
 from otprox.functionals.gaussian_smoothing import smoothed, smoothed_moments
+from otprox.measures.trigonometric import at_centres, cell_averages
 
 
 def generator(seed=0):
@@ -151,3 +152,172 @@ def test_bad_input_says_what_would_work():
             G.gradient(around)
     with pytest.raises(ValueError, match="period"):
         ox.MMD(kernels.Sobolev(1.0, 2.0), around)(around)
+
+
+# flows
+
+
+def run(step, mu, horizon, steps, **observers):
+    return ox.record(ox.flow(step, mu, [horizon * k / steps for k in range(steps + 1)]), **observers)
+
+
+def waves(n):
+    """A grid on the circle, its centres, and a density from its values at them, by exact cell averages."""
+    grid = ox.Grid(0.0, 2 * math.pi, n, periodic=True)
+    x = grid.centers(torch.ones(()))[0]
+    return grid, x, lambda values: ox.Density(cell_averages(values, grid) / (2 * math.pi), grid)
+
+
+def sobolev(s, mu, target=None):
+    values = [None if m is None else 2 * math.pi * at_centres(m.values, m.grid) for m in (mu, target)]
+    return exact.mmd.sobolev_energy(values[0], s, target=values[1]).item()
+
+
+@pytest.mark.parametrize("a", [0.5, 0.8])
+def test_negative_sobolev_flow_decays_exactly(a):
+    """s = 1, ν uniform: E(t) = e^{−2t}E(0) for the full nonlinear flow, and the maximum of its closed form."""
+    grid, x, density = waves(96)
+    mu, uniform = density(1 + a * torch.cos(x)), density(torch.ones(96))
+    end = run(ox.PseudoSpectral(ox.MMD(kernels.Sobolev(1.0, modes=47), uniform)), mu, 1.5, 60).final
+    assert sobolev(1, end) == pytest.approx(math.exp(-3) * a**2 / 4, rel=1e-8)
+    top = at_centres(end.values, grid).max().item() * 2 * math.pi  # of a centre half a cell away from the maximum
+    assert top == pytest.approx(exact.mmd.negative_sobolev_maximum(1 + a, 1.5), rel=2e-3)
+
+
+def test_negative_sobolev_flow_to_a_wave():
+    _, x, density = waves(128)
+    mu, nu = density(1 + 0.5 * torch.cos(x)), density(1 + 0.5 * torch.sin(x))
+    F = ox.MMD(kernels.Sobolev(1.0, modes=63), nu)
+    assert sobolev(1, run(ox.PseudoSpectral(F), nu, 0.5, 5).final, nu) < 1e-25  # the target is at rest
+    step = ox.PseudoSpectral(F)
+    one = run(step, mu, 1.0, 40).final
+    two = run(step, one, 1.0, 40).final
+    four = run(step, two, 2.0, 80).final
+    found = [sobolev(1, m, nu) for m in (one, two, four)]
+    assert found == pytest.approx([1.743061704e-2, 2.749501340e-3, 1.060896601e-4], rel=1e-7)
+    assert found[2] <= sobolev(1, mu, nu) * math.exp(-2 * 0.5 * 4)  # E ≤ E₀e^{−2 min ν t}
+
+
+def test_smoother_norms_decay_slowly():
+    """s = 2 against the nonlinear reference, and the linear rates |k|^{2−2s} near the uniform measure."""
+    _, x, density = waves(64)
+    uniform = density(torch.ones(64))
+    step = ox.PseudoSpectral(ox.MMD(kernels.Sobolev(2.0, modes=31), uniform))
+    one = run(step, density(1 + 0.5 * torch.cos(x)), 1.0, 80).final
+    five = run(step, one, 4.0, 200).final
+    assert [sobolev(2, m) for m in (one, five)] == pytest.approx([8.123688610e-3, 2.525607941e-5], rel=1e-8)
+    c = (
+        torch.fft.rfft(2 * math.pi * at_centres(five.values, five.grid))
+        * torch.exp(-0.5j * torch.arange(33) * x.diff()[0])
+        / 64
+    )
+    assert [2 * c[1].real.item(), 2 * c[2].real.item()] == pytest.approx([0.002870742196, -0.03578139370], rel=1e-7)
+    k, eps = 3, 1e-6
+    near = run(step, density(1 + eps * torch.cos(k * x)), 1.0, 10).final
+    want = 0.5 * 2 * k**-4.0 * (eps / 2) ** 2 * math.exp(-2 * exact.mmd.mode_rate(k, 2.0))
+    assert sobolev(2, near) == pytest.approx(want, rel=1e-6)
+
+
+def test_the_exponent_and_its_prefactor():
+    """c_k = k^{−1} near the uniform measure, s = 2: E → Γ(5/2)2^{−5/2}/2·t^{−5/2}, exponent (s + r)/(s − 1), r → ½."""
+    _, x, density = waves(256)
+    k = torch.arange(1, 100.0)
+    shape = (2 / k * torch.cos(k * x[:, None])).sum(-1)
+    uniform, eps = density(torch.ones(256)), 1e-7
+    mu = density(1 + eps * shape)
+    step = ox.PseudoSpectral(ox.MMD(kernels.Sobolev(2.0, modes=127), uniform))
+    found = []
+    for t in (200.0, 400.0):
+        mu = run(step, mu, 200.0, 100).final
+        found.append(sobolev(2, mu) / eps**2)
+        assert found[-1] == pytest.approx(exact.mmd.power_tail(t, 2.0, 1.0), rel=5e-3)
+    assert math.log2(found[0] / found[1]) == pytest.approx(2.5, abs=0.01)
+
+
+def test_particles_on_the_torus_follow_the_equation():
+    """s = 1, particles on the quantiles of 1 + a cos x: X = x + (1 − e^{−t})a·sin x but for modes that are cut."""
+    n, a = 400, 0.5
+    grid, _, density = waves(64)
+    q = (torch.arange(n) + 0.5) / n
+    x = 2 * math.pi * q
+    for _ in range(40):
+        x = x - (x + a * torch.sin(x) - 2 * math.pi * q) / (1 + a * torch.cos(x))
+    k = kernels.Sobolev(1.0, modes=30)
+    mu = ox.Particles(x[:, None], domain=ox.Torus(2 * math.pi))
+    F = ox.MMD(k, density(torch.ones(64)))
+    step = ox.Drift(lambda t, m, at: -F.gradient(m, at), order=2)
+    end = run(step, mu, 1.0, 20)
+    want = exact.mmd.negative_sobolev_map(x, a * torch.sin(x), 1.0)
+    assert (end.final.x[:, 0] - want).abs().max().item() < 2e-3
+    assert F(end.final).item() == pytest.approx(math.exp(-2) * a**2 / 4, rel=5e-3)
+
+
+@pytest.mark.parametrize("target", ["gaussian", "samples"])
+def test_explicit_flow_on_the_line(target):
+    """Ẋ = 2(q − F_ν(X)), by fourth-order steps, against each quantile's own equation; and on particles the same."""
+    n = 300
+    q = (torch.arange(n) + 0.5) / n
+    nu = ox.Gaussian([0.0], [[1.0]])
+    nu = nu if target == "gaussian" else ox.Particles(ox.Quantiles.of(nu, 100_000).x)
+    F, mu = ox.MMD(kernels.Energy(), nu), ox.Quantiles(1e-9 * q)
+    step = ox.Drift(lambda t, m, at: -F.gradient(m), order=1)
+    end = run(ox.Forward(F), mu, 0.5, 400).final.x[..., 0]
+    want = exact.mmd.cramer_flow(torch.zeros(n), q, torch.special.ndtr, 0.5, 2.0)
+    assert (end - want).abs().max().item() < 1e-3
+    assert (step(mu, 0.0, 0.1).mu.x - ox.Forward(F)(ox.Particles(mu.x), 0.0, 0.1).mu.x).abs().max().item() < 1e-15
+
+
+def test_dirac_to_dirac():
+    F = ox.MMD(kernels.RBF(1.0), ox.Particles(torch.zeros(1, 1)))
+    step = ox.Drift(lambda t, m, at: -F.gradient(m, at), order=4)
+    end = run(step, ox.Particles(torch.full((1, 1), 2.0)), 2.0, 40).final
+    assert end.x.item() == pytest.approx(exact.mmd.dirac_to_dirac(2.0, 2.0, 1.0), abs=1e-6)
+
+
+def test_noise_injection():
+    F, mu = ox.MMD(kernels.RBF(0.5), ox.Particles(torch.zeros(1, 2))), cloud(30, 2)
+    quiet = ox.NoisyForward(F, 0.0, generator=generator())(mu, 0.0, 0.1).mu
+    torch.testing.assert_close(quiet.x, ox.Forward(F)(mu, 0.0, 0.1).mu.x)
+    noisy = ox.NoisyForward(F, lambda t: 0.5 / (1 + t), generator=generator(3))(mu, 1.0, 1.2).mu
+    u = torch.randn(30, 2, generator=generator(3))
+    torch.testing.assert_close(noisy.x, mu.x - 0.2 * F.gradient(mu, mu.x + 0.25 * u))
+    y = cloud(40, 2, 1).x / 2 + torch.tensor([2.0, 0.0]) * (1 - 2 * (torch.arange(40) % 2))[:, None]
+    F, far = ox.MMD(kernels.RBF(1.0), ox.Particles(y)), ox.Particles(cloud(40, 2).x / 2 + torch.tensor([0.0, 5.0]))
+    fading = ox.NoisyForward(F, lambda t: 3 * max(0.0, 1 - t / 250), generator=generator())
+    assert F(run(fading, far, 300.0, 300).final) < 0.75 * F(run(ox.Forward(F), far, 300.0, 300).final)
+    with pytest.raises(ValueError, match="noise must be ≥ 0"):
+        ox.NoisyForward(F, -1.0, generator=generator())(mu, 0.0, 0.1)
+    with pytest.raises(TypeError, match="perturbs Particles"):
+        ox.NoisyForward(F, 1.0, generator=generator())(TARGETS["gaussian"], 0.0, 0.1)
+
+
+def neurons(z, x):
+    """a·relu(w·x + b) for z = (a, w, b)."""
+    return z[..., :1] * (z[..., 1:-1] @ x.mT + z[..., -1:]).relu()
+
+
+def test_a_wide_network_is_a_flow_of_its_kernel():
+    """MMD in the kernel of one neuron is half the mean squared error, and its flow the network's gradient descent."""
+    data, students, teachers = (torch.randn(n, d, generator=generator(d)) for n, d in ((60, 2), (25, 4), (3, 4)))
+    k = kernels.Expected(neurons, data)
+    F, mu = ox.MMD(k, ox.Particles(teachers)), ox.Particles(students)
+    error = neurons(students, data).mean(0) - neurons(teachers, data).mean(0)
+    assert F(mu).item() == pytest.approx(0.5 * error.square().mean().item(), rel=1e-12)
+    z = students.clone()
+    for _ in range(10):
+        z.requires_grad_()
+        loss = 0.5 * (neurons(z, data).mean(0) - neurons(teachers, data).mean(0)).square().mean()
+        (slope,) = torch.autograd.grad(loss, z)
+        z = (z - 0.1 * 25 * slope).detach()  # particles move by the gradient of the first variation: n times that of F
+    torch.testing.assert_close(run(ox.Forward(F), mu, 1.0, 10).final.x, z, atol=1e-12, rtol=0)
+    assert ox.Backward(F)(mu, 0.0, 0.5).stats.objective < F(mu)
+
+
+def test_the_kernel_of_relu_neurons_on_the_circle():
+    angle = 2 * math.pi * torch.arange(2000) / 2000
+    data = torch.stack([angle.cos(), angle.sin()], -1)
+    z = data[[0, 300, 900]]
+    k = kernels.Expected(lambda z, x: (z @ x.mT).relu(), data)
+    torch.testing.assert_close(k(z, z), exact.mmd.relu_kernel(z @ z.mT, 1), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="feature must map"):
+        kernels.Expected(lambda z, x: z, data)(z, z)
