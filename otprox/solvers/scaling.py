@@ -12,6 +12,7 @@ from torch import Tensor
 from ..domains import Box, Euclidean
 from ..functionals import Functional
 from ..functionals.base import Sum
+from ..functionals.constraint import Constraint
 from ..functionals.local_prox import LocalProx, not_local, offers
 from ..measures import Density, Measure, Particles
 from ..measures.covariance import dense
@@ -94,11 +95,12 @@ class Scaling:
             problem, found = self._minimise(F, metric, mu, tau, last)
             nu, value = mu.with_log_prob(found.plan.log_nu), Transport.of(problem, found.plan, last)
         plan, distance2 = found.plan, metric.reg * value.cost
+        objective = F(nu) + (distance2 + metric.reg * value.envelope(mu.masses)) / (2 * tau)
         stats = Stats(
-            converged=found.converged,
+            converged=found.converged & objective.isfinite(),
             iterations=found.iterations,
             residual=found.residual,
-            objective=F(nu) + (distance2 + metric.reg * value.envelope(mu.masses)) / (2 * tau),
+            objective=objective,
             distance2=distance2,
             message=f"marginal error, fastest growth {plan.growth.max().item():.2g}",
             warm=value.warm,
@@ -189,6 +191,10 @@ def pose(F: Functional, metric: Entropic, mu: Density | Particles, tau: float, e
             f"reg = {metric.reg:.3g} is below {least:.3g}, the smallest usable one here, a quarter of the cost of a "
             "step to the next cell: take a larger reg, or finer cells"
         )
+    for _, f in F.terms:
+        reason = f.impossible(mu) if isinstance(f, Constraint) else None
+        if reason is not None:
+            raise ValueError(f"no density on this support satisfies {type(f).__name__}: {reason}")
     prox: Prox = LocalProx.of(F, mu, s) if not_local(F) is None else Own(F, mu, s)
     problem = Problem(support.kernel(metric.reg), mu.log_prob(), prox, metric.reference)
     return Level(problem, support, metric.reg)

@@ -693,6 +693,30 @@ def test_points_without_volumes_or_on_a_torus_are_declined():
         Scaling()(F, metric, gone, 0.1)
 
 
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_cells_without_mass_fill_up(reference: str):
+    grid = Grid(0.0, 1.0, 50)
+    mu = Density(torch.where(torch.arange(50) < 20, 2.5, 0.0), grid)
+    nu, stats = Scaling(on_failure="raise")(
+        KL(lambda x: 10 * (x[..., 0] - 0.8).square()), Entropic(0.01, reference), mu, 0.05
+    )
+    assert torch.isfinite(nu.values).all() and (nu.values > 1e-3).all()
+    assert nu.mass.item() == pytest.approx(1.0, abs=1e-14)
+
+
+def test_constraints_bound_the_density_or_are_impossible():
+    grid = Grid(0.0, 1.0, 50)
+    mu, metric = Density(torch.where(torch.arange(50) < 20, 2.5, 0.0), grid), Entropic(0.01)
+    crowd = ox.Congestion(1.2) + Potential(lambda x: x[..., 0])
+    nu, stats = Scaling(on_failure="raise")(crowd, metric, mu, 0.05)
+    assert (nu.values <= 1.2 * (1 + 1e-6)).all() and (nu.values > 1.19).any() and torch.isfinite(stats.objective)
+    room = ox.Obstacle(upper=lambda x: torch.where(x[..., 0] < 0.5, 3.0, 0.0)) + Entropy()
+    inside = Scaling(on_failure="raise")(room, metric, mu, 0.05).mu.values
+    assert inside[25:].sum() < 1e-6 < inside[24]
+    with pytest.raises(ValueError, match="no density on this support satisfies Congestion"):
+        Scaling()(ox.Congestion(0.5), metric, mu, 0.05)
+
+
 def test_a_reg_below_the_square_of_half_a_cell_is_refused():
     with pytest.raises(ValueError, match="the smallest usable"):
         Scaling()(Entropy(), Entropic(1e-5), normal(0.4, 0.03, Grid(0.0, 1.0, 50)), 0.1)
