@@ -65,7 +65,10 @@ class Embedding(ABC):
 
 @dataclass(frozen=True, eq=False)
 class NodalEmbedding(Embedding):
-    """Of particles, quantiles or the cells of a grid, each an atom: sums over pairs by the kernel's own route."""
+    """Of particles, quantiles or the cells of a grid, each an atom: sums over pairs by the kernel's own route.
+
+    Abstract but for its two leaves: `SumEmbedding`, and `MixtureEmbedding` where Gaussian expectations are known.
+    """
 
     def mean(self, x: Tensor) -> Tensor:
         if self._on_own_cells(x):
@@ -93,6 +96,24 @@ class NodalEmbedding(Embedding):
             return False
         cells = self.target.grid.points(x)
         return not x.requires_grad and x.shape[-2:] == cells.shape and bool((x == cells).all())
+
+
+@dataclass(frozen=True, eq=False)
+class SumEmbedding(NodalEmbedding):
+    """In any kernel."""
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureEmbedding(NodalEmbedding):
+    """In a kernel of the difference whose mean under Gaussian noise is known."""
+
+    kernel: Stationary
+
+    def moments(self, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """E V, E ∇V and E ∇²V under N(mean, cov)."""
+        y, w = self.target.points, self.target.weights
+        value, slope, hessian = smoothed_moments(self.kernel, mean, dense(cov), y, w)
+        return self.half_norm - value, -slope, -hessian
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,19 +50,26 @@ def smoothed(k: Stationary, z: Tensor, cov: Tensor) -> Tensor:
     raise TypeError(f"{k} smoothed by a Gaussian has no closed form")
 
 
-def smoothed_moments(k: Stationary, z: Tensor, cov: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """E k(z + Z), E ∇k and E ∇²k, (*batch,), (*batch, d) and (*batch, d, d), for z (*batch, d)."""
+def smoothed_moments(
+    k: Stationary, m: Tensor, cov: Tensor, y: Tensor | None = None, w: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """E V, E ∇V and E ∇²V under N(m, cov) for V = Σ_j w_j k(· − y_j): (*batch,), (*batch, d) and (*batch, d, d).
+
+    m is (*batch, d), y (*batch, n, d), w (*batch, n); V is k itself unless they are given.
+    """
+    if y is None or w is None:
+        y, w = torch.zeros_like(m)[..., None, :], m.new_ones(1)
 
     def value(at: Tensor) -> Tensor:
-        return smoothed(k, at[..., None, :], cov)[..., 0]
+        return (smoothed(k, at[..., None, :] - y, cov) * w).sum(-1)
 
     def slope(at: Tensor) -> Tensor:
-        return torch.func.grad(lambda y: value(y).sum())(at)
+        return torch.func.grad(lambda z: value(z).sum())(at)
 
     def row(axis: int) -> Tensor:
-        return torch.func.grad(lambda y: slope(y)[..., axis].sum())(z)
+        return torch.func.grad(lambda z: slope(z)[..., axis].sum())(m)
 
-    return value(z), slope(z), torch.stack([row(axis) for axis in range(z.shape[-1])], -2)
+    return value(m), slope(m), torch.stack([row(axis) for axis in range(m.shape[-1])], -2)
 
 
 def smooths(k: object) -> bool:

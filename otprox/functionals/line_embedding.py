@@ -77,6 +77,12 @@ class AtomsOnLine(LineEmbedding):
         middle = self.atoms.weight[..., :-1] + w / 2
         return (-self.factor * (w * (2 * middle - 1) * self.atoms.at).sum(-1)).to(self.target.anchor)
 
+    def moments(self, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """E V, E V' and E V'' under N(mean, cov)."""
+        y, w = self.target.points, self.target.weights
+        value, slope, hessian = smoothed_moments(Energy(), mean, dense(cov), y, w)
+        return self.half_norm - self.factor * value, -self.factor * slope, -self.factor * hessian
+
     def resolvent(self, r: Tensor, c: Tensor) -> Tensor:
         at, weight, _ = self.atoms
         r, at, weight = (t.expand(*torch.broadcast_shapes(r.shape[:-1], at.shape[:-1]), -1) for t in (r, at, weight))

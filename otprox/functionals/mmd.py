@@ -12,7 +12,7 @@ from .. import pairwise
 from ..kernels import Bilinear, Kernel, Stationary
 from ..measures import Density, Gaussian, Measure, Particles, Quantiles
 from .base import Composite, Functional
-from .embedding import Embedding, NodalEmbedding, SmoothedEmbedding, domain_of
+from .embedding import Embedding, MixtureEmbedding, SmoothedEmbedding, SumEmbedding, domain_of
 from .gaussian_smoothing import smooths
 from .interaction import Interaction
 from .line_embedding import AtomsOnLine, NormalOnLine, energy_factor
@@ -106,15 +106,17 @@ def _pull(kernel: Kernel, target: Measure) -> Potential:
 
 def embed(kernel: Kernel, target: Measure) -> Embedding:
     """The embedding of a target by the best route that there is."""
+    closed = isinstance(kernel, Stationary) and smooths(kernel)
     line = target.dim == 1 and energy_factor(kernel) is not None and domain_of(target).straight
     if not isinstance(target, Gaussian):
-        return AtomsOnLine(kernel, target) if line else NodalEmbedding(kernel, target)
+        leaf = AtomsOnLine if line else MixtureEmbedding if closed else SumEmbedding
+        return leaf(kernel, target)  # type: ignore[arg-type]
     if line:
         return NormalOnLine(kernel, target)
-    if isinstance(kernel, Stationary) and smooths(kernel):
-        return SmoothedEmbedding(kernel, target)
+    if closed:
+        return SmoothedEmbedding(kernel, target)  # type: ignore[arg-type]
     if target.quadrature is not None or isinstance(kernel, Bilinear):
-        return NodalEmbedding(kernel, target)
+        return SumEmbedding(kernel, target)
     raise TypeError(
         f"{kernel} has no closed form under a Gaussian target. What would work: samples, target.to_particles(n, rng), "
         "or a rule, Gaussian(mean, cov, quadrature=GaussHermite(32))"

@@ -23,8 +23,8 @@ class Expected(Kernel):
     >>> import torch
     >>> data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> k = Expected(lambda z, x: (z @ x.mT).relu(), data)
-    >>> k(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0]])).item()
-    1.0
+    >>> k(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+    tensor([[1.0000]])
     """
 
     feature: Callable[[Tensor, Tensor], Tensor]

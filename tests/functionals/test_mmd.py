@@ -72,9 +72,20 @@ def test_two_gaussians(width):
     assert F(ox.Gaussian(n, T)).item() == pytest.approx(0.0, abs=1e-15)
 
 
+@pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("k", [kernels.RBF(0.8), kernels.Energy()], ids=str)
-def test_bures_gradient_is_that_of_the_value(k):
-    F, m = ox.MMD(k, TARGETS["gaussian"]), torch.tensor([0.7, 0.1])
+def test_a_gaussian_against_samples(k, d):
+    """∬k dμdν is a sum of kernels smoothed by μ."""
+    mu, y = ox.Gaussian(torch.ones(d), COV[:d, :d]), cloud(9, d)
+    pull = smoothed(k, y.x - 1.0, mu.cov).mean()
+    want = 0.5 * smoothed(k, torch.zeros(1, d), 2 * mu.cov)[0] - pull + 0.5 * k(y.x, y.x).mean()
+    assert ox.MMD(k, y)(mu).item() == pytest.approx(want.item(), abs=1e-13)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "samples"])
+@pytest.mark.parametrize("k", [kernels.RBF(0.8), kernels.Energy()], ids=str)
+def test_bures_gradient_is_that_of_the_value(k, name):
+    F, m = ox.MMD(k, TARGETS[name]), torch.tensor([0.7, 0.1])
     S = torch.tensor([[0.8, -0.1], [-0.1, 0.6]])
     shift, hessian = F.bures_gradient(ox.Gaussian(m, S))
     D = torch.tensor([[0.3, 0.2], [0.2, -0.4]])
@@ -216,6 +227,35 @@ def test_smoother_norms_decay_slowly():
     near = run(step, density(1 + eps * torch.cos(k * x)), 1.0, 10).final
     want = 0.5 * 2 * k**-4.0 * (eps / 2) ** 2 * math.exp(-2 * exact.mmd.mode_rate(k, 2.0))
     assert sobolev(2, near) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("s", [1.0, 1.5])
+def test_a_wave_on_the_torus(s):
+    """Mode κ decays at the rate |κ|^{2 − 2s} about the uniform measure, in two dimensions and on another period."""
+    L, eps = 3.0, 1e-6
+    grid = ox.Grid([0.0, 0.0], [L, L], (24, 24), periodic=True)
+    kappa = 2 * math.pi / L * torch.tensor([1.0, 2.0])
+    plane = torch.cos(grid.points(torch.ones(())) @ kappa).reshape(24, 24)
+    uniform = ox.Density(torch.full((24, 24), 1 / L**2), grid)
+    F = ox.MMD(kernels.Sobolev(s, L, modes=5), uniform)
+    end = run(ox.PseudoSpectral(F), ox.Density((1 + eps * plane) / L**2, grid), 1.0, 10).final
+    decay = (end.values * L**2 - 1) / (eps * plane)
+    want = math.exp(-(kappa.norm().item() ** (2 - 2 * s)))
+    assert decay[plane.abs() > 0.5].mean().item() == pytest.approx(want, rel=1e-5)
+
+
+def test_an_implicit_step_on_the_torus():
+    """By descent, with the kernel's own modes: it beats the explicit step in its own objective."""
+    L = 2 * math.pi
+    mu = ox.Particles(1 + torch.rand(12, 1, generator=generator()), domain=ox.Torus(L))
+    F = ox.MMD(kernels.Sobolev(1.0, modes=10), ox.Particles(L * torch.arange(12.0)[:, None] / 12, domain=ox.Torus(L)))
+    out = ox.Backward(F)(mu, 0.0, 0.02)
+    explicit = ox.Forward(F)(mu, 0.0, 0.02).mu
+    shift = mu.domain.displacement(explicit.x, mu.x).square().sum(-1).mean()
+    assert out.stats.converged and out.stats.objective < F(explicit) + shift / 0.04
+    assert out.stats.objective.item() == pytest.approx((F(out.mu) + out.stats.distance2 / 0.04).item(), rel=1e-12)
+    with pytest.raises(ValueError, match="convexity limit 0.025"):  # −1/λ, λ = −2Σ_k k²·2k^(−2)
+        ox.Backward(F)(mu, 0.0, 0.03)
 
 
 def test_the_exponent_and_its_prefactor():
