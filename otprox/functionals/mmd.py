@@ -15,7 +15,7 @@ from .base import Composite, Functional
 from .embedding import Embedding, MixtureEmbedding, SmoothedEmbedding, SumEmbedding, domain_of
 from .gaussian_smoothing import smooths
 from .interaction import Interaction
-from .line_embedding import AtomsOnLine, NormalOnLine, energy_factor
+from .line_embedding import AtomsOnLine, CellsOnLine, NormalOnLine, energy_factor
 from .potential import Potential
 
 
@@ -24,10 +24,11 @@ class MMD(Composite):
     """½‖μ − ν‖²_k = ½∬ k d(μ − ν)d(μ − ν), as the interaction ½∬k dμdμ plus the potential ½∬k dνdν − ∫k(·, y)dν(y).
 
     Half of MMD². kernel: positive definite, or conditionally so (`Energy`, `Riesz(r)` with r < 2, `Sliced`): then
-    the value is ≥ 0, and 0 at μ = ν. target: `Particles` or `Quantiles` (samples), a `Density`, whose cells count as
-    atoms at their centres, or a `Gaussian`. Expectations under Gaussians are exact for `RBF`, `Energy`, `Sliced`,
-    `InverseMultiquadric`, `Riesz(2)`, the kernels of the torus and their sums; others need a target with its quadrature
-    named. A kernel whose width is a rule takes it from the target, and `Sliced` draws its lines once.
+    the value is ≥ 0, and 0 at μ = ν. target: `Particles` or `Quantiles` (samples), a `Density`, or a `Gaussian`. The
+    cells of a Density count as atoms at their centres, but for `Energy` on the line: there it is constant on the cells,
+    and F_ν linear. Expectations under Gaussians are exact for `RBF`, `Energy`, `Sliced`, `InverseMultiquadric`,
+    `Riesz(2)`, the kernels of the torus and their sums; others need a target with its quadrature named. A kernel whose
+    width is a rule takes it from the target, and `Sliced` draws its lines once.
 
     Between samples it is the V-statistic: pairs i = j count, so n particles drawn from ν itself have E MMD² of order
     1/n. They add k(0)/n, which moves nothing (0 for Energy and Riesz). In a dual Sobolev norm that is infinite unless
@@ -109,7 +110,8 @@ def embed(kernel: Kernel, target: Measure) -> Embedding:
     closed = isinstance(kernel, Stationary) and smooths(kernel)
     line = target.dim == 1 and energy_factor(kernel) is not None and domain_of(target).straight
     if not isinstance(target, Gaussian):
-        leaf = AtomsOnLine if line else MixtureEmbedding if closed else SumEmbedding
+        on_line = CellsOnLine if isinstance(target, Density) else AtomsOnLine
+        leaf = on_line if line else MixtureEmbedding if closed else SumEmbedding
         return leaf(kernel, target)  # type: ignore[arg-type]
     if line:
         return NormalOnLine(kernel, target)

@@ -293,18 +293,44 @@ def test_particles_on_the_torus_follow_the_equation():
 
 
 @pytest.mark.parametrize("target", ["gaussian", "samples"])
-def test_explicit_flow_on_the_line(target):
-    """Ẋ = 2(q − F_ν(X)), by fourth-order steps, against each quantile's own equation; and on particles the same."""
-    n = 300
+def test_flow_on_the_line(target):
+    """½∫(F_μ − F_ν)² of 4000 quantiles from a point to N(0, 1), Ẋ = q − F_ν(X), by classical Runge–Kutta steps."""
+    n = 4000
     q = (torch.arange(n) + 0.5) / n
     nu = ox.Gaussian([0.0], [[1.0]])
-    nu = nu if target == "gaussian" else ox.Particles(ox.Quantiles.of(nu, 100_000).x)
-    F, mu = ox.MMD(kernels.Energy(), nu), ox.Quantiles(1e-9 * q)
-    step = ox.Drift(lambda t, m, at: -F.gradient(m), order=1)
-    end = run(ox.Forward(F), mu, 0.5, 400).final.x[..., 0]
-    want = exact.mmd.cramer_flow(torch.zeros(n), q, torch.special.ndtr, 0.5, 2.0)
-    assert (end - want).abs().max().item() < 1e-3
-    assert (step(mu, 0.0, 0.1).mu.x - ox.Forward(F)(ox.Particles(mu.x), 0.0, 0.1).mu.x).abs().max().item() < 1e-15
+    F = 0.5 * ox.MMD(kernels.Energy(), nu if target == "gaussian" else ox.Particles(ox.Quantiles.of(nu, 200_000).x))
+    step, start = ox.Drift(lambda t, m, at: -F.gradient(m, at), order=4), ox.Quantiles(1e-9 * (q - 0.5))
+    assert F(start).item() == pytest.approx(0.5 * (math.sqrt(2 / math.pi) - math.pi**-0.5), abs=1e-8)
+    one = run(step, start, 1.0, 10).final
+    five = run(step, one, 4.0, 40).final
+    assert [F(one).item(), F(five).item()] == pytest.approx([0.05925743, 0.00758740], abs=2e-8)
+    want = exact.mmd.cramer_flow(torch.zeros(n), q, torch.special.ndtr, 5.0, 1.0)
+    torch.testing.assert_close(five.x[..., 0], want, atol=1e-5, rtol=0)
+
+
+def test_a_density_on_the_line():
+    """∫(F_μ − F_ν)² for a step F_μ and a piecewise linear F_ν, its slope; from 0 to U[0, 1], X = q(1 − e^{−2t})."""
+    grid, q = ox.Grid(0.0, 1.0, 5), (torch.arange(40) + 0.5) / 40
+    F = ox.MMD(kernels.Energy(), ox.Density(torch.ones(5), grid))
+    for x in (0.3, -0.2, 1.5):
+        want = max(0.0, -x) + max(0.0, x - 1) + (min(max(x, 0), 1) ** 3 + (1 - min(max(x, 0), 1)) ** 3) / 3
+        assert F(ox.Particles(torch.tensor([[x]]))).item() == pytest.approx(want, abs=1e-14)
+    z = torch.tensor([[0.1], [0.55], [1.2]], requires_grad=True)
+    (slope,) = torch.autograd.grad(F(ox.Particles(z)), z)
+    torch.testing.assert_close(3 * slope, F.gradient(ox.Particles(z.detach())))
+    mu = ox.Density(torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0]), grid)
+    assert F(F.target).item() == pytest.approx(0.0, abs=1e-15) and F(mu) > 0
+    step = ox.Drift(lambda t, m, at: -F.gradient(m, at), order=4)
+    end = run(step, ox.Quantiles(1e-12 * q), 1.0, 20).final.x[..., 0]
+    torch.testing.assert_close(end, exact.mmd.cramer_flow_to_uniform(0 * q, q, 1.0, 2.0), atol=1e-6, rtol=0)
+
+
+def test_particles_on_the_line_move_as_quantiles_do():
+    F, x = ox.MMD(kernels.Energy(), cloud(31, 1, 2)), cloud(20, 1).x.sort(0).values
+    for step in (ox.Forward(F), ox.Backward(F)):
+        there = step(ox.Quantiles(x[:, 0]), 0.0, 0.1).mu.x
+        shuffled = torch.randperm(20, generator=generator())
+        torch.testing.assert_close(step(ox.Particles(x[shuffled]), 0.0, 0.1).mu.x, there[shuffled])
 
 
 def test_dirac_to_dirac():

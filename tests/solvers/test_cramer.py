@@ -35,15 +35,11 @@ def test_gaussian_target_against_bisection(tau, sigma):
 
 
 @pytest.mark.parametrize("tau", [0.01, 0.4, 3.0])
-@pytest.mark.parametrize("kind", ["samples", "weighted", "density"])
+@pytest.mark.parametrize("kind", ["samples", "weighted"])
 def test_targets_that_jump(tau, kind):
     """The defining inclusion: r = X' + 2·tau·F(X'), with F anywhere in its jump."""
     y = ox.Particles(torch.tensor([[-1.0], [0.2], [0.2], [2.5]]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
-    target = {
-        "samples": ox.Particles(spread(9, 3)[:, None]),
-        "weighted": y,
-        "density": NORMAL.to_density(ox.Grid(-6, 7, 60)),
-    }[kind]
+    target = {"samples": ox.Particles(spread(9, 3)[:, None]), "weighted": y}[kind]
     x = 2 * spread(40)
     out = prox(ox.MMD(kernels.Energy(), target), ox.Quantiles(x), tau)
     z, at, w = out.mu.x[..., 0], target.points[..., 0], target.weights
@@ -51,6 +47,24 @@ def test_targets_that_jump(tau, kind):
     r = x + 2 * tau * levels(40)
     assert (z + 2 * tau * below <= r + 1e-7).all() and (r - 1e-7 <= z + 2 * tau * upto).all()
     assert (z.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.4, 30.0])
+def test_density_target_against_bisection(tau):
+    """F_ν is linear on cells; the first and the last quantile are beyond the grid."""
+    grid, x = ox.Grid(-1.0, 2.0, 7), 4 * spread(30)
+    target = ox.Density(torch.tensor([1.0, 0.0, 3.0, 2.0, 0.0, 1.0, 4.0]) / 11 / grid.volume, grid)
+    total = torch.nn.functional.pad(target.masses.cumsum(-1), (1, 0))
+
+    def cdf(y):
+        place = ((y + 1) / grid.spacing[0]).clamp(0, 7)
+        cell = place.floor().long().clamp_max(6)
+        return total[cell] + (place - cell) * target.masses[cell]
+
+    F = ox.MMD(kernels.Energy(), target)
+    out = prox(F, ox.Quantiles(x), tau)
+    torch.testing.assert_close(out.mu.x[..., 0], exact.mmd.energy_prox(x, levels(30), cdf, tau), atol=1e-10, rtol=0)
+    assert out.stats.objective.item() == pytest.approx((F(out.mu) + out.stats.distance2 / (2 * tau)).item(), rel=1e-12)
 
 
 def test_it_is_the_minimiser_and_reports_the_objective():
