@@ -29,6 +29,7 @@ class Lines:
     target: Tensor
     share: Tensor
     value: Tensor
+    cost: Tensor  # what moving the mass of each cell costs, per unit mass
     tilt: Tensor
     speed: Tensor
     periodic: bool
@@ -43,8 +44,9 @@ class Lines:
         share = width * (1 + s * (low + high) / 2)
         moment = width * ((low + high) / 2 + s * (low * low + low * high + high * high) / 3)
         cost = (jump * jump * share - 2 * jump * moment) / (2 * speed)
-        value = torch.zeros_like(phi).scatter_add(-1, source, share * phi.gather(-1, target) + cost)
-        return cls(breaks, raw, source, target, share, value, tilt, speed, periodic)
+        value, paid = torch.zeros_like(phi), torch.zeros_like(phi).scatter_add(-1, source, cost)
+        value = value.scatter_add(-1, source, share * phi.gather(-1, target)) + paid
+        return cls(breaks, raw, source, target, share, value, paid, tilt, speed, periodic)
 
     def pull(self, f: Tensor) -> Tensor:
         """(Kf)_b = Σ_j share(b → j) f_j."""
@@ -67,11 +69,12 @@ class Lines:
         cell = self._cell(free)
         left = torch.where(heavy, index, -1).cummax(-1).values.gather(-1, cell)
         right = torch.where(heavy, index, n).flip(-1).cummin(-1).values.flip(-1).gather(-1, cell)
-        below = torch.where(left >= 0, free - (left + 1), torch.inf)
-        above = torch.where(right < n, right - free, torch.inf)
-        light = wanted & (torch.minimum(below, above) > 0) & heavy.any(-1, keepdim=True)
+        below, above = free - (left + 1), right - free
+        below = torch.where((left >= 0) & (below > 0), below, torch.inf)
+        above = torch.where((right < n) & (above > 0), above, torch.inf)
+        light = wanted & torch.isfinite(torch.minimum(below, above))
         nearest = torch.where(below <= above, left, right).clamp(0, n - 1)
-        gap = torch.where(below <= above, below, -above)
+        gap = torch.where(light, torch.where(below <= above, below, -above), 0)
         edge = masses.gather(-1, nearest)
         below_break, rate = self._integral(masses, torch.where(light, free - gap, free))
         rate, extended = torch.where(light, edge, rate), below_break + torch.where(light, edge * gap, 0)
@@ -195,6 +198,13 @@ class HopfLax:
     @property
     def steps(self) -> tuple[tuple[Axis, Lines, Tensor], ...]:
         return tuple(zip(self.axes, self.lines, self.masses, strict=True))
+
+    def kinetic(self) -> Tensor:
+        """Σ μ φᶜ − Σ ν φ, which is W2²(μ, ν)/(2τ), summed over what each axis moves: (batch,)."""
+        total = torch.zeros_like(self.value.flatten(1)[:, 0])
+        for axis, line, masses in self.steps:
+            total = total + (line.cost * masses.movedim(axis.dim, -1)).flatten(1).sum(-1)
+        return total
 
     def respond(self, thin: Tensor, wanted: Tensor) -> Response:
         """The linear response of ν to φ; cells with less than `thin` of the mass, (batch, 1, …), count as empty.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..functionals import Functional, PorousMedium
-from ..functionals.conjugate import Conjugate, no_conjugate
+from ..functionals.conjugate import LARGEST, Conjugate, no_conjugate
+from ..functionals.constraint import constraint_in
 from ..measures import Density, Grid, Measure
 from ..measures.covariance import dense
 from ..measures.remap import interpolate, regrid
@@ -22,6 +24,7 @@ from .hopf_lax import HopfLax, envelope, tilt
 
 COARSEST = 16  # cells along an axis at which a cold start begins
 ROUGH = 1e-2  # the L1 residual to which the coarser grids are solved
+PATIENCE = 8  # steps after which breaks are called back from empty cells in any case
 GIVE = 0.01  # cells by which the softness of a ceiling may misplace mass
 REACH = 7.0  # the most that log ρ may fall in one step
 SETTLED = 1e-3  # the L1 residual at which the profiles inside cells are fixed
@@ -43,9 +46,10 @@ class Kantorovich:
     Without a previous step it starts on coarser grids.
 
     The result is ρ, positive wherever U'(0) = −∞, of mass 1 up to rounding. It has converged when ρ and the
-    push-forward ν of μ agree to `tol` in L1. Stats: `residual` is the duality gap, the primal value of ν less the dual
-    value of φ; `objective` is the dual value, at most `residual` below the minimum; `distance2` is W2²(μ, ρ); `map`
-    sends μ to ν; `potentials` (f, g) on the cells, f ⊕ g ≤ |x − y|², are those of the transport.
+    push-forward ν of μ agree in L1 to `tol` of what the step moves. Stats: `residual` is the duality gap, the primal
+    value of ν less the dual value of φ, so that ν is optimal up to it; `distance2` is W2²(μ, ν); `objective` is
+    F(ρ) + W2²(μ, ν)/(2·tau); `map` sends μ to ν; `potentials` (f, g) on the cells are those of the transport,
+    f ⊕ g ≤ ⟨x − y, Q⁻¹(x − y)⟩ up to a part of h².
 
     Second order in the spacing, uniformly in tau. Q must be diagonal. It runs under no_grad: results are constants to
     autograd.
@@ -74,12 +78,16 @@ class Kantorovich:
         require(self, F, metric, mu)
         check_tau(tau, F, slowest(metric))
         assert isinstance(mu, Density) and isinstance(metric, Wasserstein)
+        constraint = constraint_in(F)
+        impossible = None if constraint is None else constraint.impossible(mu)
+        if impossible is not None:
+            raise ValueError(f"{constraint}: {impossible}")
         dual = Dual.of(F, mu, tau, metric.mobility(mu).diagonal(dim1=-2, dim2=-1))
         phi, coarse = self._start(dual, F, last)
         found = self._ascend(dual, phi, self.tol)
         new, point = dual.measure(mu, found.point), found.point
         F_new = F(new)
-        distance2 = 2 * tau * (point.value.reshape(mu.batch) - F_new)
+        distance2 = 2 * tau * point.transport.kinetic().reshape(mu.batch)
         stats = Stats(
             converged=found.converged.reshape(mu.batch),
             iterations=(found.iterations + coarse).reshape(mu.batch),
@@ -95,10 +103,14 @@ class Kantorovich:
         return Out(new, report(stats, self, advice, self.on_failure))
 
     def _start(self, dual: Dual, F: Functional, last: Any) -> tuple[Tensor, Tensor | int]:
-        """Prices to start from, of the previous step or of this one on a coarser grid, and the iterations they took."""
+        """Prices to start from, and the iterations they took.
+
+        Those of μ itself or of the previous step if they are near, else those of this step on a coarser grid.
+        """
         warm = warm_start(last, "phi", dual.mu.values)
-        if warm is not None:
-            return warm.reshape(dual.masses.shape), 0
+        for phi in (dual.still(), None if warm is None else warm.reshape(dual.masses.shape)):
+            if phi is not None and bool((dual.at(phi, dual.tilts).mismatch <= ROUGH).all()):
+                return phi, 0
         grid = dual.grid
         shape = tuple(max((n + 1) // 2, min(n, COARSEST)) for n in grid.shape)
         if shape == grid.shape:
@@ -110,27 +122,27 @@ class Kantorovich:
 
     def _ascend(self, dual: Dual, phi: Tensor, tol: float) -> Found:
         """Newton's method from prices φ; finished items stay where they are."""
-        tol = max(tol, 100 * torch.finfo(phi.dtype).eps)
         point = dual.at(phi, dual.tilts)
         iterations = torch.zeros_like(point.gap, dtype=torch.int64)
         settled = torch.zeros_like(point.gap, dtype=torch.bool)
         front, reach = torch.full_like(point.gap, FRONT), torch.full_like(point.gap, REACH)
-        bold = (dual.masses == 0).flatten(1).any(-1) & (dual.grid.dim == 1)
-        for _ in range(self.max_iter):
-            done = settled & (point.mismatch <= tol)
+        empty = (dual.masses == 0).flatten(1).any(-1)
+        for k in range(self.max_iter):
+            done = settled & dual.agrees(point, tol)
             if bool(done.all()):
                 break
             if bool((~settled).any()):
-                now = point.mismatch <= max(SETTLED, tol)
+                now = (point.mismatch <= SETTLED) | dual.agrees(point, tol)
                 point, settled = dual.reprofiled(point, settled, now), settled | now
-                done = settled & (point.mismatch <= tol)
+                done = settled & dual.agrees(point, tol)
             iterations += ~done
+            bold = (empty | (k > PATIENCE)) & (dual.grid.dim == 1)
             step = dual.newton(point, front, reach, bold)
             point, length = dual.search(point, torch.where(_wide(done, step), 0, step))
             point = dual.lowered(point)
             front = torch.where(length < 0.5, 4 * front, 0.7 * front).clamp(FRONT, 20.0)
             reach = torch.where(length < 0.5, reach / 2, 2 * reach).clamp(0.5, REACH)
-        return Found(point, settled & (point.mismatch <= tol), iterations)
+        return Found(point, settled & dual.agrees(point, tol), iterations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +215,14 @@ class Dual:
 
     def guess(self) -> Tensor:
         """V plus the price of the uniform density where μ is below it, of μ elsewhere."""
-        uniform = 1 / (self.grid.n * self.volume)
-        rho = (self.masses / self.volume).clamp_min(uniform)
+        return self._price(1 / (self.grid.n * self.volume))
+
+    def still(self) -> Tensor:
+        """The prices of μ."""
+        return self._price(math.exp(-LARGEST))
+
+    def _price(self, floor: float) -> Tensor:
+        rho = (self.masses / self.volume).clamp_min(max(floor, torch.finfo(self.masses.dtype).tiny))
         return self.potential + self.energy.price(rho.log())[0]
 
     def at(self, phi: Tensor, tilts: tuple[Tensor, ...], level: Tensor | None = None) -> Point:
@@ -238,6 +256,11 @@ class Dual:
                 break
             k = ahead
         return k
+
+    def agrees(self, point: Point, tol: float) -> Tensor:
+        """Whether ν and ρ differ by less than `tol` of what the step moves, or by rounding, in L1."""
+        moved = (point.transport.image - self.masses).abs().flatten(1).sum(-1)
+        return point.mismatch <= (tol * moved).clamp_min(100 * torch.finfo(moved.dtype).eps)
 
     def total(self, f: Tensor) -> Tensor:
         return f.flatten(1).sum(-1) * self.volume
