@@ -23,7 +23,7 @@ from .potential import Potential
 class MMD(Composite):
     """½‖μ − ν‖²_k = ½∬ k d(μ − ν)d(μ − ν), as the interaction ½∬k dμdμ plus the potential ½∬k dνdν − ∫k(·, y)dν(y).
 
-    Half of MMD². kernel: positive definite, or conditionally so (`Energy`, `Riesz(r)` with r < 2, `Sliced`): then
+    Half of MMD². kernel: positive definite, or conditionally so (`Energy`, `Riesz(r)` with r ≤ 2, `Sliced`): then
     the value is ≥ 0, and 0 at μ = ν. target: `Particles` or `Quantiles` (samples), a `Density`, or a `Gaussian`. The
     cells of a Density count as atoms at their centres, but for `Energy` on the line: there it is constant on the cells,
     and F_ν linear. Expectations under Gaussians are exact for `RBF`, `Energy`, `Sliced`, `InverseMultiquadric`,
@@ -60,6 +60,9 @@ class MMD(Composite):
                 f"MMD needs a target measure, not a {type(self.target).__name__}. What would work: samples of it, "
                 "Particles(x); a Gaussian; Density.from_log_prob(lambda x: −V(x), grid) for a callable V"
             )
+        reason = self.kernel.indefinite(neutral=True)
+        if reason is not None:
+            raise ValueError(f"MMD needs a kernel that is positive definite, at least against charges of 0: {reason}")
         kernel = self.kernel.fit(self.target.points)
         object.__setattr__(self, "kernel", kernel)
         object.__setattr__(self, "_terms", ((1.0, _own(kernel)), (1.0, _pull(kernel, self.target))))

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 from torch import Tensor
 
@@ -25,6 +26,10 @@ class Kernel(ABC):
     def fit(self, x: Tensor) -> Kernel:
         """The kernel with widths for particles x (*batch, n, d), where its width is a rule; itself otherwise."""
         return self
+
+    def indefinite(self, neutral: bool = False) -> str | None:
+        """Why ∬ k dσdσ < 0 for some charge σ, of total 0 when `neutral`; None where that is not known."""
+        return None
 
     def __add__(self, other: Kernel) -> Kernel:
         return combine([(1.0, self), (1.0, other)]) if isinstance(other, Kernel) else NotImplemented
@@ -101,6 +106,9 @@ class Combination(Kernel):
     def fit(self, x: Tensor) -> Kernel:
         return combine([(c, k.fit(x)) for c, k in self.terms])
 
+    def indefinite(self, neutral: bool = False) -> str | None:
+        return _indefinite(self.terms, neutral)
+
 
 @dataclass(frozen=True)
 class StationaryCombination(Stationary):
@@ -113,6 +121,9 @@ class StationaryCombination(Stationary):
 
     def fit(self, x: Tensor) -> Kernel:
         return combine([(c, k.fit(x)) for c, k in self.terms])
+
+    def indefinite(self, neutral: bool = False) -> str | None:
+        return _indefinite(self.terms, neutral)
 
     @property
     def curvatures(self) -> tuple[float, float]:
@@ -132,6 +143,9 @@ class RadialCombination(Radial):
 
     def fit(self, x: Tensor) -> Kernel:
         return combine([(c, k.fit(x)) for c, k in self.terms])
+
+    def indefinite(self, neutral: bool = False) -> str | None:
+        return _indefinite(self.terms, neutral)
 
     @property
     def resolution(self) -> float:
@@ -172,11 +186,19 @@ def _total(parts) -> Tensor:  # type: ignore[no-untyped-def]
     return first
 
 
+def _indefinite(terms: Sequence[tuple[float, Kernel]], neutral: bool) -> str | None:
+    if all(c < 0 and k.indefinite(neutral=True) is None for c, k in terms):
+        return f"its factor is {terms[0][0]:g}"
+    return next((reason for c, k in terms if c > 0 and (reason := k.indefinite(neutral))), None)
+
+
 def _curvatures(terms: Sequence[tuple[float, Stationary]]) -> tuple[float, float]:
     bounds = [sorted(c * bound if c else 0.0 for bound in k.curvatures) for c, k in terms]
     return sum(low for low, _ in bounds), sum(high for _, high in bounds)
 
 
 def positive(value: float, message: str) -> None:
+    if not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0):
+        raise TypeError(f"{message}, one number, not {value!r}")
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{message}, not {value}")

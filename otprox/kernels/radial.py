@@ -109,6 +109,9 @@ class Energy(Radial):
     def derivative(self, s: Tensor, order: int = 0) -> Tensor:
         return -_falling(0.5, order) * _power(s, 0.5 - order)
 
+    def indefinite(self, neutral: bool = False) -> str | None:
+        return None if neutral else f"{self} is so only against charges of total 0"
+
     @property
     def resolution(self) -> float:
         return 0.0
@@ -135,6 +138,11 @@ class Riesz(Radial):
         if scale == 0 or p == 0:
             return s * 0 + scale
         return scale * (s if p == 1 else s.pow(p) if self.r % 2 == 0 else _power(s, p))
+
+    def indefinite(self, neutral: bool = False) -> str | None:
+        if self.r > 2:
+            return f"{self} is so for no r above 2"
+        return None if neutral else f"{self} is so only against charges of total 0"
 
     @property
     def resolution(self) -> float:

@@ -42,6 +42,9 @@ class RandomBatch(Stationary):
         W = self.W.fit(x) if isinstance(self.W, Kernel) else self.W
         return RandomBatch(W, self.size, generator=self.generator)
 
+    def indefinite(self, neutral: bool = False) -> str | None:
+        return self.W.indefinite(neutral) if isinstance(self.W, Kernel) else None
+
     @property
     def curvatures(self) -> tuple[float, float]:
         return self.W.curvatures if isinstance(self.W, Stationary) else (-torch.inf, torch.inf)

@@ -35,6 +35,9 @@ class Rescaled(Stationary):
         """h to divide points (*batch, …, n, d), the batch leading, or points (n, d) that all items share."""
         return self.h[(...,) + (None,) * max(2, x.ndim - self.h.ndim)]
 
+    def indefinite(self, neutral: bool = False) -> str | None:
+        return self.k.indefinite(neutral)
+
     @property
     def curvatures(self) -> tuple[float, float]:
         scale = self.h.min().item() ** -2

@@ -44,6 +44,9 @@ class Sliced(Stationary):
         lines = self.drawn(z)
         return -mean_width(z.shape[-1]) * (z @ lines.mT).abs().mean(-1)
 
+    def indefinite(self, neutral: bool = False) -> str | None:
+        return None if neutral else "Sliced is so only against charges of total 0"
+
     def drawn(self, x: Tensor) -> Tensor:
         """The lines, checked against points (…, d)."""
         if self.lines is None:

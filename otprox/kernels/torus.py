@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -64,6 +64,8 @@ class Cosine(Trigonometric):
     period: float = field(default=2 * math.pi, init=False, repr=False)
 
     def __init__(self, coefficients: Sequence[float]) -> None:
+        if not isinstance(coefficients, Iterable) or isinstance(coefficients, str):
+            raise TypeError(f"Cosine needs a sequence of coefficients (c_1, c_2, …), not {coefficients!r}")
         values = tuple(float(c) for c in coefficients)
         if not values or not all(math.isfinite(c) for c in values):
             raise ValueError(f"Cosine needs finite coefficients (c_1, c_2, …), at least one; got {coefficients!r}")
@@ -74,6 +76,9 @@ class Cosine(Trigonometric):
         if dim != 1:
             raise ValueError(f"Cosine lives on a circle: points are (*batch, n, 1), not (*batch, n, {dim})")
         return [[float(k)] for k in range(1, len(self.coefficients) + 1)], list(self.coefficients)
+
+    def indefinite(self, neutral: bool = False) -> str | None:
+        return f"{self} has a negative coefficient" if min(self.coefficients) < 0 else None
 
 
 @dataclass(frozen=True)

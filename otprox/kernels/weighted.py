@@ -51,6 +51,9 @@ class Weighted(Kernel):
     def fit(self, x: Tensor) -> Kernel:
         return Weighted(self.V, self.V0, self.k.fit(x))
 
+    def indefinite(self, neutral: bool = False) -> str | None:
+        return self.k.indefinite()  # against a·σ, whose total is any
+
 
 def slope_of(f: Field, x: Tensor) -> tuple[Tensor, Tensor]:
     """f(x) and ∇f(x), differentiable where x is."""

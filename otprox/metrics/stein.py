@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,16 +10,7 @@ from torch import Tensor
 
 from ..domains import Euclidean
 from ..functionals import Functional
-from ..kernels import (
-    Bilinear,
-    Combination,
-    Energy,
-    Kernel,
-    RadialCombination,
-    Riesz,
-    StationaryCombination,
-    Weighted,
-)
+from ..kernels import Bilinear, Combination, Kernel, RadialCombination, StationaryCombination
 from ..measures import Density, Gaussian, Measure, Particles, Quantiles, Spectral, Velocity
 from ..measures.faces import covectors, smooth_faces, smoothing_rate, work
 from ..pairwise.routes import route
@@ -45,10 +35,11 @@ class Stein(Metric):
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
             raise TypeError(f"Stein needs a kernel such as kernels.RBF(1.0), not {self.kernel!r}")
-        if any(isinstance(leaf, Energy | Riesz) for leaf in _leaves(self.kernel)):
+        reason = self.kernel.indefinite()
+        if reason is not None:
             raise ValueError(
-                f"Stein needs a positive definite kernel, and {self.kernel} is not: F would not decrease. What would "
-                "work: RBF, Laplace, InverseMultiquadric or Bilinear"
+                f"Stein needs a positive definite kernel, or F would not decrease, and {reason}. What would work: RBF, "
+                "Laplace, InverseMultiquadric or Bilinear"
             )
 
     def onsager(self, mu: Measure, u: Tensor) -> Tensor:
@@ -124,12 +115,6 @@ def _terms(kernel: Kernel) -> tuple[tuple[float, Kernel], ...]:
     """(factor, kernel) of a combination, or of the kernel alone."""
     combined = isinstance(kernel, Combination | StationaryCombination | RadialCombination)
     return kernel.terms if combined else ((1.0, kernel),)  # type: ignore[attr-defined]
-
-
-def _leaves(kernel: Kernel) -> Iterator[Kernel]:
-    """What a kernel is made of, under sums and weights."""
-    for _, part in _terms(kernel):
-        yield from _leaves(part.k) if isinstance(part, Weighted) else (part,)
 
 
 def _moments(F: Functional, mu: Gaussian) -> tuple[Tensor, Tensor]:

@@ -145,6 +145,11 @@ def test_widths_by_rule_and_lines_are_fixed_by_the_target():
 
 
 def test_bad_input_says_what_would_work():
+    samples = ox.Particles(torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="no r above 2"):
+        ox.MMD(kernels.Riesz(2.5), samples)
+    with pytest.raises(ValueError, match="its factor is -1"):
+        ox.MMD(-kernels.RBF(1.0), samples)
     k = kernels.RBF(1.0)
     with pytest.raises(TypeError, match="samples of it"):
         ox.MMD(k, lambda x: x.square().sum(-1))

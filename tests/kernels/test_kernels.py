@@ -254,6 +254,35 @@ def test_parameters_out_of_range_are_refused(make, width):
         make(width)
 
 
+@pytest.mark.parametrize("width", ["wide", None, torch.ones(2)], ids=str)
+def test_parameters_that_are_no_numbers_are_refused(width):
+    with pytest.raises(TypeError, match="RBF needs a width > 0, one number, not"):
+        RBF(width)
+
+
+@pytest.mark.parametrize(
+    "k",
+    [
+        *(RBF(0.7), Laplace(1.0), InverseMultiquadric(1.0), kernels.Energy(), Riesz(1.5), Riesz(2.0), Riesz(3.0)),
+        *(Cosine([1.0, 0.5]), Cosine([1.0, -0.5]), Sobolev(1.0, 5.0, 4), -2.0 * RBF(1.0), -kernels.Energy()),
+        *(RBF(1.0) + 0.5 * kernels.Energy(), 2.0 * RBF(1.0) + Laplace(0.5), kernels.Bilinear()),
+        kernels.Weighted(lambda x: x[..., 0], lambda x: x[..., 0], RBF(1.0)),
+        kernels.Weighted(lambda x: x[..., 0], lambda x: x[..., 0], kernels.Energy()),
+    ],
+    ids=[*"rbf laplace imq energy riesz1.5 riesz2 riesz3 cosine negative sobolev -rbf -energy".split()]
+    + [*"rbf+energy sum bilinear weighted weighted-energy".split()],
+)
+@pytest.mark.parametrize("neutral", [False, True], ids=["any charge", "total 0"])
+def test_definiteness_against_the_spectrum(k, neutral):
+    x = 3 * points(40, 1)
+    matrix = k(x, x)
+    if neutral:
+        centre = torch.eye(40) - 1 / 40
+        matrix = centre @ matrix @ centre
+    spectrum = torch.linalg.eigvalsh(matrix)
+    assert (spectrum[0] < -1e-9 * spectrum.abs().max()).item() == (k.indefinite(neutral) is not None)
+
+
 def test_series_refuse_what_they_cannot_be():
     for make in (Sobolev, PeriodicRBF):
         with pytest.raises(ValueError, match=f"{make.__name__} needs a period > 0, not 0.0"):
@@ -269,6 +298,8 @@ def test_cosine_refuses_what_is_not_a_series_on_a_circle():
         Cosine([])
     with pytest.raises(ValueError, match="finite coefficients"):
         Cosine([1.0, math.nan])
+    with pytest.raises(TypeError, match="sequence of coefficients"):
+        Cosine(1.0)
     with pytest.raises(ValueError, match=r"Cosine lives on a circle.*n, 2\)"):
         Cosine([1.0])(points(3, 2))
 

@@ -344,6 +344,10 @@ def test_refusals():
         ox.Stein(ox.kernels.Energy())
     with pytest.raises(ValueError, match="positive definite"):
         ox.Stein(ox.kernels.Weighted(HALF_SQUARE, HALF_SQUARE, RBF(1.0) + 0.5 * ox.kernels.Riesz(1.5)))
+    with pytest.raises(ValueError, match="its factor is -2"):
+        ox.Stein(-2.0 * RBF(1.0))
+    with pytest.raises(ValueError, match="negative coefficient"):
+        ox.Stein(ox.kernels.Cosine([1.0, -0.5]))
     with pytest.raises(TypeError, match="needs a kernel"):
         ox.Stein(1.0)
     with pytest.raises(TypeError, match="GaussHermite"):
