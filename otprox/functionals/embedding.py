@@ -57,6 +57,13 @@ class Embedding(ABC):
                 "or take a kernel of that period such as kernels.Sobolev or kernels.PeriodicRBF"
             )
 
+    def _on_own_cells(self, x: Tensor) -> bool:
+        """Whether x are the cells of a target on a grid, and need no gradient."""
+        if not isinstance(self.target, Density) or x.requires_grad:
+            return False
+        cells = self.target.grid.points(x)
+        return x.shape[-2:] == cells.shape and bool((x == cells).all())
+
     def _check_points(self, x: Tensor) -> None:
         if x.shape[-1] != self.target.dim:
             raise ValueError(f"the target of MMD lives in dimension {self.target.dim}, μ in {x.shape[-1]}")
@@ -71,14 +78,14 @@ class NodalEmbedding(Embedding):
     """
 
     def mean(self, x: Tensor) -> Tensor:
-        if self._on_own_cells(x):
+        if self._by_fft(x):
             return self.target.convolve(self.kernel)
         return pairwise.kernel_sum(self.kernel, x, self.target.points, self.target.weights, domain=self.domain)
 
     def gradient(self, x: Tensor) -> Tensor:
         self._check_points(x)
-        if self._on_own_cells(x):
-            return -self.target.convolve(pairwise.Slope(self.kernel))  # type: ignore[arg-type]  # of the difference: see above
+        if self._by_fft(x):
+            return -self.target.convolve(pairwise.Slope(self.kernel))  # type: ignore[arg-type]
         return -pairwise.gradient_sum(self.kernel, x, self.target.points, self.target.weights, domain=self.domain)
 
     @cached_property
@@ -90,12 +97,9 @@ class NodalEmbedding(Embedding):
         with torch.no_grad():
             return 0.5 * (self.target.weights * self.mean(self.target.points)).sum(-1)
 
-    def _on_own_cells(self, x: Tensor) -> bool:
-        """Whether x are the cells of the target's grid, where a kernel of the difference goes by FFT."""
-        if not (isinstance(self.target, Density) and isinstance(self.kernel, Stationary)):
-            return False
-        cells = self.target.grid.points(x)
-        return not x.requires_grad and x.shape[-2:] == cells.shape and bool((x == cells).all())
+    def _by_fft(self, x: Tensor) -> bool:
+        """Kernels of the difference between the cells of one grid."""
+        return isinstance(self.kernel, Stationary) and self._on_own_cells(x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,10 +171,6 @@ class CellsOnLine(LineEmbedding):
         part = (z - low) / (at[1] - at[0]) * (weight.gather(-1, cell + 1) - before)
         return before + part, moment.gather(-1, cell) + part * (low + z) / 2
 
-    def _on_own_cells(self, x: Tensor) -> bool:
-        centres = self.target.grid.points(x)
-        return x.shape[-2:] == centres.shape and not x.requires_grad and bool((x == centres).all())
-
 
 @dataclass(frozen=True, eq=False)
 class NormalOnLine(LineEmbedding):
@@ -208,7 +205,7 @@ class NormalOnLine(LineEmbedding):
         rho = torch.where(mirrored, c - rho, rho)
         u = (rho - c).clamp_min(0)
         for _ in range(200):
-            step = (rho - u - c * torch.special.ndtr(u)) / (1 + c * torch.exp(-0.5 * u * u) * 0.3989422804014327)
+            step = (rho - u - c * torch.special.ndtr(u)) / (1 + c * torch.exp(-0.5 * u * u) / math.sqrt(2 * math.pi))
             u = u + step.clamp_min(0)
             if (step <= 4e-16 * (rho.abs() + c)).all():
                 break

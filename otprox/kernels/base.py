@@ -198,7 +198,7 @@ def _curvatures(terms: Sequence[tuple[float, Stationary]]) -> tuple[float, float
 
 
 def positive(value: float, message: str) -> None:
-    if not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0):
+    if not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0) > 0:
         raise TypeError(f"{message}, one number, not {value!r}")
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{message}, not {value}")

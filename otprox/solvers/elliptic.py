@@ -12,6 +12,8 @@ from ..measures.transport import Axis
 
 Operator = Callable[[Tensor], Tensor]
 
+DAMPING = 0.7  # of the Jacobi sweeps
+
 
 @dataclass(frozen=True, eq=False)
 class Elliptic:
@@ -57,7 +59,7 @@ class Multigrid:
     def of(cls, operator: Elliptic) -> Multigrid:
         levels = []
         while True:
-            levels.append((operator, 0.7 / operator.diagonal.clamp_min(torch.finfo(operator.mass.dtype).tiny)))
+            levels.append((operator, DAMPING / operator.diagonal.clamp_min(torch.finfo(operator.mass.dtype).tiny)))
             if all(axis.n == 1 for axis in operator.axes):
                 return cls(tuple(levels))
             operator = operator.coarse()
@@ -65,7 +67,7 @@ class Multigrid:
     def __call__(self, f: Tensor, level: int = 0) -> Tensor:
         operator, relax = self.levels[level]
         if level == len(self.levels) - 1:
-            return f * relax / 0.7
+            return f * relax / DAMPING
         u = relax * f
         for _ in range(self.sweeps - 1):
             u = u + relax * (f - operator(u))
