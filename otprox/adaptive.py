@@ -129,7 +129,8 @@ class Adaptive(Step):
         if tau < 1e-10 * span:
             raise ConvergenceError(
                 f"Adaptive would need substeps of {tau:.3g} at t = {t:g} for an error of {self.tol:g} per unit of "
-                "time: raise tol, or lower the tolerance of the solver, whose own error the estimate sees too"
+                "time: raise tol, take float64, or lower the tolerance of the solver; the estimate sees rounding and "
+                "the solver's own error too"
             )
 
 

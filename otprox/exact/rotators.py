@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +31,8 @@ class Kuramoto:
     coefficients: tuple[float, ...]
 
     def __init__(self, K: float, coefficients: Sequence[float] = (1.0,)) -> None:
+        if not isinstance(coefficients, Iterable):
+            raise TypeError(f"coefficients must be a sequence (a_1, a_2, …) such as (1.0, m), not {coefficients!r}")
         a = tuple(float(c) for c in coefficients)
         if not a or not all(math.isfinite(c) for c in a):
             raise ValueError(f"coefficients must be finite numbers a_1, a_2, …, at least one; got {coefficients!r}")

@@ -29,7 +29,11 @@ class KL(Composite):
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, Gaussian) and not callable(self.target):
-            raise TypeError(f"KL needs a Gaussian or a callable V = −log density, not a {type(self.target).__name__}")
+            raise TypeError(
+                f"KL needs a Gaussian or a callable V = −log density, not a {type(self.target).__name__}. "
+                "What would work for samples: MMD(kernel, Particles(x)); for a distribution p of torch: "
+                "KL(lambda x: -p.log_prob(x))"
+            )
         object.__setattr__(self, "_terms", ((1.0, Potential(_potential(self.target))), (1.0, Entropy())))
 
     @property

@@ -101,6 +101,8 @@ class Moving(Metric):
             raise ValueError(f"rule must be 'end' or 'average', not {self.rule!r}")
 
     def over(self, t0: float, t1: float) -> Wasserstein:
+        if isinstance(self.C, Scales):
+            self.C(t0)  # a family refuses times outside its own, and rule="end" asks for nothing else at t0
         name = f"Ċ at t = {t1}" if self.rule == "end" else f"(C({t1}) − C({t0}))/tau"
         Q = self._rate(t0, t1) if self.rule == "end" else self._increment(t0, t1) / (t1 - t0)
         return Wasserstein(as_matrix(Q, name))

@@ -100,10 +100,14 @@ def stein_discrepancy(
 def _sums(k: Kernel, x: Tensor, y: Tensor, domain: Domain | None, engine: str) -> Sums:
     if not isinstance(k, Kernel):
         raise TypeError(f"sums over pairs need a kernel such as kernels.RBF(1.0), not {k!r}; convolve takes functions")
-    return route(k.fit(y), x, y, domain or Euclidean(), engine)
+    return route(k.fit(y), x, y, domain or Euclidean(), engine if y.shape[-2] else "dense")
 
 
 def _check(x: Tensor, y: Tensor, b: Tensor, name: str) -> None:
+    if not all(isinstance(t, Tensor) for t in (x, y, b)):
+        raise TypeError(f"sums take tensors; torch.as_tensor makes one of points, sources and {name}")
+    if not x.dtype == y.dtype == b.dtype or not x.is_floating_point():
+        raise TypeError(f"sums need one floating dtype; points are {x.dtype}, sources {y.dtype}, {name} {b.dtype}")
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(f"points live in dimension {x.shape[-1]} and sources in {y.shape[-1]}")
     if b.shape[-2:-1] != y.shape[-2:-1]:

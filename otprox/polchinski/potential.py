@@ -162,7 +162,14 @@ def _check_integrable(V0: Any, C: Matrix) -> None:
     z = torch.eye(min(n, 8), n, dtype=like.dtype, device=like.device)
     z = FAR * torch.cat([z, z.new_full((1, n), n**-0.5)])
     phi = torch.cat([z, -z]) @ root(C)
-    values = scalar_potential(V0, "V0")(phi)
+    V = scalar_potential(V0, "V0")
+    near = V(phi / FAR)
+    if near.isnan().any():
+        bad = phi[near.isnan()][0] / FAR
+        raise ValueError(
+            f"V0 is NaN at a field of size {bad.abs().max().item():.3g}; it must be a number at every field"
+        )
+    values = V(phi)
     lost = values < -0.5 * FAR**2
     if lost.any():
         i = int(lost.nonzero()[0])

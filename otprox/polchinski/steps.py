@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..measures import Gaussian, Measure, Particles, Spectral
+from ..measures.base import check_alike
+from ..measures.covariance import tensor_of
 from ..solvers import Out
 from ..steps import Step, finite, step_size
 from .covariances import Covariances
@@ -37,6 +39,7 @@ class Bridge(Step):
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
         step_size(t0, t1)
         K, R = transition(self.C, t0, t1)
+        check_alike(tensor_of(R), "the covariance of Bridge", mu.anchor)
         if isinstance(mu, Gaussian):
             moved: Measure = mu.affine((K @ mu.mean[..., None])[..., 0], K)
         else:

@@ -291,3 +291,8 @@ def test_what_is_refused():
         transition((-1.0, 0.0))
     with pytest.raises(ValueError, match="K_c with them is not covered"):
         transition((1.0, 1.0, -0.5))
+
+
+def test_a_coefficient_alone_is_refused():
+    with pytest.raises(TypeError, match=r"sequence \(a_1, a_2, …\) such as \(1.0, m\), not 0.5"):
+        Kuramoto(1.0, 0.5)

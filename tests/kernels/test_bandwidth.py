@@ -116,3 +116,9 @@ def test_what_is_refused():
     overflowing = Weighted(lambda x: 1000 * x.square().sum(-1), lambda x: 0 * x[..., 0], RBF(1.0))
     with pytest.raises(ValueError, match=r"weight exp\(V − V0/2\) of the kernel is not finite: V − V0/2 reaches 4000"):
         stein_sum(overflowing, torch.full((3, 1), 2.0), torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("width", ["median", Median, [1.0, 2.0]], ids=str)
+def test_a_width_that_is_no_number_is_refused(width):
+    with pytest.raises(TypeError, match=r"RBF needs a width > 0: one number, not .*; a rule is Median\(\)"):
+        RBF(width)

@@ -358,3 +358,13 @@ def test_sums_on_a_gpu_are_those_on_a_cpu(k):
     for f, c in ((kernel_sum, v), (gradient_sum, b), (divergence_sum, v)):
         torch.testing.assert_close(f(k, x.cuda(), y.cuda(), c.cuda()).cpu(), f(k, x, y, c), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(stein_sum(k, y.cuda(), v.cuda()).cpu(), stein_sum(k, y, v), rtol=1e-10, atol=1e-10)
+
+
+def test_mixed_dtypes_integers_and_arrays_are_refused():
+    x, b = torch.zeros(3, 1), torch.ones(3)
+    with pytest.raises(TypeError, match="one floating dtype; points are torch.float32, sources torch.float64"):
+        pairwise.kernel_sum(RBF(1.0), x.float(), x, b)
+    with pytest.raises(TypeError, match="points are torch.int64"):
+        pairwise.kernel_sum(RBF(1.0), x.long(), x.long(), b.long())
+    with pytest.raises(TypeError, match=r"sums take tensors; torch.as_tensor"):
+        pairwise.kernel_sum(RBF(1.0), x.numpy(), x.numpy(), b.numpy())

@@ -169,3 +169,9 @@ def test_what_is_refused():
         sliced_sum(Sliced(1, generator=torch.Generator()), x, x, x[:, 0])
     with pytest.raises(ValueError, match="cusp at x = y has no second derivative"):
         trace_sum(Energy(), x[:, :1], x[:, :1], x[:, 0])
+
+
+@pytest.mark.parametrize("k", [Energy(), Laplace(1.0)], ids=str)
+def test_no_sources_sum_to_zero(k):
+    x = torch.zeros(2, 1)
+    assert kernel_sum(k, x, x[:0], torch.ones(0)).tolist() == [0.0, 0.0]

@@ -403,3 +403,8 @@ def test_a_potential_unbounded_below_is_refused(sign):
         RenormalisedPotential(lambda x: -1.1 * x.square().sum(-1), lambda t: t * torch.eye(2)).at(0.5)
     AtScale(lambda x: -0.9 * x.square().sum(-1), C)  # ½ζ²/C = ζ² wins
     AtScale(lambda x: -5 * x.abs().sum(-1), C)
+
+
+def test_a_potential_that_is_not_a_number_is_refused():
+    with pytest.raises(ValueError, match="V0 is NaN at a field of size 0.5"):
+        AtScale(lambda x: x.log().sum(-1), torch.tensor([[0.25]]))

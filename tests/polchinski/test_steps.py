@@ -27,6 +27,7 @@ from otprox.polchinski import (
     Phi4,
     RenormalisedPotential,
     ascending,
+    form_a,
 )
 from otprox.polchinski.steps import halfway, transition
 
@@ -315,3 +316,18 @@ def test_refusals_of_the_ascent():
         Ascent(V, order=3)
     with pytest.raises(ValueError, match="tol"):
         Ascent(V, tol=0.0)
+
+
+def test_bridge_keeps_the_dtype_of_the_measure_or_refuses():
+    lattice = Lattice(4)
+    C = HeatKernel(Spectral(torch.ones(4), lattice))
+    with pytest.raises(
+        TypeError, match="the covariance of Bridge is torch.float64 on cpu, but the measure is torch.float32"
+    ):
+        Bridge(C, torch.Generator())(ox.Particles(torch.zeros(2, 4, dtype=torch.float32)), 0.0, 1.0)
+
+
+def test_forms_refuse_a_step_from_before_the_family_starts():
+    C = HeatKernel(torch.eye(2))
+    with pytest.raises(ValueError, match=r"t = -0.5 is outside the times \[0, inf\] of HeatKernel"):
+        form_a(C)(ox.Gaussian(torch.zeros(2), torch.eye(2)), -0.5, 0.1)
