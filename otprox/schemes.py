@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .adagrad import Adagrad
-from .functionals import KL, Entropy, Functional, Interaction, Potential, Quadratic, Varying
+from .functionals import KL, MMD, Entropy, Functional, Interaction, Potential, Quadratic, Varying
 from .kernels import Cosine, Kernel
-from .measures import Gaussian
+from .measures import Gaussian, Measure
 from .metrics import Entropic, Metric, Stein, Wasserstein
+from .noisy import NoisyForward
 from .solvers import Solver
 from .steps import Backward, Flow, Forward, Halves, Heat, Step, Strang
 
@@ -77,6 +78,24 @@ def annealed_svgd(
     """
     F = Varying(lambda t: strength(t) * Potential(V) + Entropy())
     return Adagrad(F, Stein(kernel)) if adagrad else Forward(F, Stein(kernel))
+
+
+def mmd_flow(
+    kernel: Kernel,
+    target: Measure,
+    noise: float | Callable[[float], float] = 0.0,
+    generator: torch.Generator | None = None,
+) -> Step:
+    """Wasserstein gradient descent on ½MMD², with the noise injection β of particles where `noise` is given.
+
+    Arbel, Korba, Salim, Gretton 2019, "Maximum mean discrepancy gradient flow".
+    """
+    F = MMD(kernel, target)
+    if not callable(noise) and noise == 0:
+        return Forward(F)
+    if generator is None:
+        raise ValueError("mmd_flow with noise needs an explicit generator=torch.Generator()")
+    return NoisyForward(F, noise, generator=generator)
 
 
 def mckean_vlasov(

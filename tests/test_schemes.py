@@ -70,3 +70,24 @@ def test_svgd_and_its_annealing():
     torch.testing.assert_close(annealed(mu, 0.2, 0.3).mu.x, early)
     steps = [ox.schemes.svgd(V, k, adagrad=True), ox.schemes.annealed_svgd(V, k, lambda t: 1.0, adagrad=True)]
     torch.testing.assert_close(*(step(mu, 0.0, 0.1).mu.x for step in steps))
+
+
+def test_mmd_flow_is_its_system_of_equations():
+    """xᵢ + (τ/N)Σⱼ [∇k(yᵢ, y′ⱼ) − ∇k(yᵢ, xⱼ)] at perturbed yᵢ = xᵢ + βuᵢ, with ∇ in the first argument."""
+    g = torch.Generator().manual_seed(2)
+    x, target, width = torch.randn(6, 2, generator=g), torch.randn(6, 2, generator=g), 0.9
+
+    def slope(y: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        z = y[:, None] - points
+        return (-z / width**2 * torch.exp(-z.square().sum(-1, keepdim=True) / (2 * width**2))).mean(1)
+
+    k, mu, nu = ox.kernels.RBF(width), ox.Particles(x), ox.Particles(target)
+    for beta in (0.0, 0.7):
+        y = x + beta * torch.randn(6, 2, generator=torch.Generator().manual_seed(5))
+        step = ox.schemes.mmd_flow(k, nu, lambda t, beta=beta: beta, torch.Generator().manual_seed(5))
+        torch.testing.assert_close(step(mu, 0.0, 0.1).mu.x, x + 0.1 * (slope(y, target) - slope(y, x)))
+    torch.testing.assert_close(
+        ox.schemes.mmd_flow(k, nu)(mu, 0.0, 0.1).mu.x, x + 0.1 * (slope(x, target) - slope(x, x))
+    )
+    with pytest.raises(ValueError, match="explicit generator"):
+        ox.schemes.mmd_flow(k, nu, 0.5)
