@@ -197,8 +197,8 @@ def _curvatures(terms: Sequence[tuple[float, Stationary]]) -> tuple[float, float
     return sum(low for low, _ in bounds), sum(high for _, high in bounds)
 
 
-def positive(value: float, message: str) -> None:
+def positive(value: float, message: str, instead: str = "") -> None:
     if not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0) > 0:
-        raise TypeError(f"{message}, one number, not {value!r}")
+        raise TypeError(f"{message}: one number, not {value!r}{instead}")
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{message}, not {value}")

@@ -23,11 +23,7 @@ class Wide(Radial):
         if isinstance(self.width, Fixed):
             object.__setattr__(self, "width", self.width.h)
         elif not isinstance(self.width, Bandwidth):
-            if isinstance(self.width, str | type | list | tuple):
-                raise TypeError(
-                    f"{type(self).__name__} needs a width > 0: one number, not {self.width!r}; a rule is Median()"
-                )
-            positive(self.width, f"{type(self).__name__} needs a width > 0")
+            positive(self.width, f"{type(self).__name__} needs a width > 0", "; a rule is Median()")
 
     @property
     def h(self) -> float:

@@ -118,7 +118,7 @@ def test_what_is_refused():
         stein_sum(overflowing, torch.full((3, 1), 2.0), torch.zeros(3, 1))
 
 
-@pytest.mark.parametrize("width", ["median", Median, [1.0, 2.0]], ids=str)
+@pytest.mark.parametrize("width", ["median", None, Median, [1.0, 2.0], torch.ones(2)], ids=str)
 def test_a_width_that_is_no_number_is_refused(width):
     with pytest.raises(TypeError, match=r"RBF needs a width > 0: one number, not .*; a rule is Median\(\)"):
         RBF(width)
