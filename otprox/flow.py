@@ -164,7 +164,8 @@ def record(
 ) -> Trajectory:
     """Run a path and keep what the observers see at every `every`-th step and at the last one, stamped t1.
 
-    `until(tick)` true (for the whole batch) stops the run after that tick. With `checkpoint`, the state is written to
+    `until(tick)` true (for the whole batch) stops the run after that tick; its checkpoint remembers that, and to go
+    on one deletes the file. With `checkpoint`, the state is written to
     that file (.npz, atomically, at most once a second and at the end; missing folders are made), and a run that finds
     it goes on from there, bit for bit as if it had not been broken; the states of the generators come from the file
     too, so another seed needs another file. Ctrl-C ends the run and returns what was recorded, with status
