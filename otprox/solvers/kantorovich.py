@@ -55,7 +55,7 @@ class Kantorovich:
     autograd.
     """
 
-    tol: float = 1e-6
+    tol: float = 1e-5
     max_iter: int = 100
     on_failure: OnFailure = "warn"
 
@@ -84,7 +84,7 @@ class Kantorovich:
             raise ValueError(f"{constraint}: {impossible}")
         dual = Dual.of(F, mu, tau, metric.mobility(mu).diagonal(dim1=-2, dim2=-1))
         phi, coarse = self._start(dual, F, last)
-        found = self._ascend(dual, phi, self.tol)
+        found = self._ascend(dual, phi, self.tol, self.max_iter)
         new, point = dual.measure(mu, found.point), found.point
         F_new = F(new)
         distance2 = 2 * tau * point.transport.kinetic().reshape(mu.batch)
@@ -117,24 +117,24 @@ class Kantorovich:
             return dual.guess(), 0
         rough = dual.on(Grid(grid.lower, grid.upper, shape, grid.periodic), F)
         phi, before = self._start(rough, F, None)
-        found = self._ascend(rough, phi, max(self.tol, ROUGH))
+        found = self._ascend(rough, phi, max(self.tol, ROUGH), min(self.max_iter, 20))
         return refine(found.point.phi, rough.grid, grid), before + found.iterations
 
-    def _ascend(self, dual: Dual, phi: Tensor, tol: float) -> Found:
+    def _ascend(self, dual: Dual, phi: Tensor, tol: float, max_iter: int) -> Found:
         """Newton's method from prices φ; finished items stay where they are."""
         point = dual.at(phi, dual.tilts)
         iterations = torch.zeros_like(point.gap, dtype=torch.int64)
         settled = torch.zeros_like(point.gap, dtype=torch.bool)
         front, reach = torch.full_like(point.gap, FRONT), torch.full_like(point.gap, REACH)
         empty = (dual.masses == 0).flatten(1).any(-1)
-        for k in range(self.max_iter):
+        for k in range(max_iter):
             done = settled & dual.agrees(point, tol)
-            if bool(done.all()):
-                break
-            if bool((~settled).any()):
+            if not bool(settled.all()):
                 now = (point.mismatch <= SETTLED) | dual.agrees(point, tol)
                 point, settled = dual.reprofiled(point, settled, now), settled | now
                 done = settled & dual.agrees(point, tol)
+            if bool(done.all()):
+                break
             iterations += ~done
             bold = (empty | (k > PATIENCE)) & (dual.grid.dim == 1)
             step = dual.newton(point, front, reach, bold)
