@@ -108,7 +108,10 @@ def no_conjugate(F: Any) -> str | None:
     known = ("per_mass", "bound", "value")
     missing = sorted({type(f).__name__ for _, f in F.terms if not any(hasattr(f, name) for name in known)})
     if missing:
-        return f"{' and '.join(missing)} has no conjugate (it is not a convex function of ρ(x) at each point)"
+        return (
+            f"{' and '.join(missing)} has no conjugate (it is not a convex function of ρ(x) at each point); split it "
+            "off as Forward(…) >> Backward(the rest)"
+        )
     energies = [(c, f) for c, f in F.terms if hasattr(f, "per_mass")]
     if not energies and not any(hasattr(f, "bound") for _, f in F.terms):
         return "F has no internal energy, so the new density is not determined cell by cell"

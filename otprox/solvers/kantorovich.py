@@ -70,7 +70,7 @@ class Kantorovich:
             return f"it works on a Density on a Grid, not on {type(mu).__name__}"
         Q = None if metric.Q is None else dense(metric.Q)
         if Q is not None and bool((Q - torch.diag_embed(Q.diagonal(dim1=-2, dim2=-1))).any()):
-            return "it transports one axis after another, so Q must be diagonal"
+            return "it transports one axis after another, so Q must be diagonal; Convex takes any Q, on few cells"
         return no_conjugate(F)
 
     @torch.no_grad()
