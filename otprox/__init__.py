@@ -25,7 +25,7 @@ from .functionals import (
 )
 from .lattice import Lattice
 from .measures import Density, GaussHermite, Gaussian, Grid, Measure, Particles, Quantiles, Samples, Spectral
-from .metrics import Entropic, Metric, Mobility, Moving, Stein, Wasserstein
+from .metrics import Entropic, Landau, Metric, Mobility, Moving, Stein, Wasserstein
 from .multistep import BDF2
 from .noisy import NoisyForward
 from .pseudospectral import PseudoSpectral
@@ -59,6 +59,7 @@ __all__ = [
     "Halves",
     "Heat",
     "Interaction",
+    "Landau",
     "Lattice",
     "Measure",
     "Metric",

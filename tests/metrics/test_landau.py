@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import torch
+
+import otprox as ox
+from otprox.exact import landau
+from otprox.metrics import Landau
+
+
+def cloud(n: int = 40, d: int = 3, seed: int = 0, *batch: int) -> tuple[ox.Particles, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x, u = torch.randn(2, *batch, n, d, generator=generator)
+    w = torch.rand(*batch, n, generator=generator)
+    return ox.Particles(x, w / w.sum(-1, keepdim=True)), u
+
+
+def direct(mu: ox.Particles, u: torch.Tensor, gamma: float) -> torch.Tensor:
+    rows = torch.zeros_like(u)
+    for i in range(len(u)):
+        for j in range(len(u)):
+            z = mu.x[i] - mu.x[j]
+            if i != j:
+                r = z.norm()
+                A = r ** (gamma + 2) * (torch.eye(len(z)) - torch.outer(z, z) / r**2)
+                rows[i] += mu.w[j] * A @ (u[i] - u[j])
+    return rows
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("gamma", [-2.0, -1.3, 0.0, 0.5, 1.0])
+def test_onsager_is_the_sum_over_pairs(gamma: float, d: int):
+    mu, u = cloud(12, d)
+    torch.testing.assert_close(Landau(gamma, 0.7).onsager(mu, u), 0.7 * direct(mu, u, gamma))
+
+
+@pytest.mark.parametrize("gamma", [-3.0, -2.0, 0.0, 1.0])
+def test_momentum_and_energy_have_rate_zero(gamma: float):
+    mu, u = cloud(300, 3, 1, 2)
+    v = Landau(gamma).onsager(mu, u)
+    size = (mu.w[..., None] * v.abs()).sum((-2, -1)).max()
+    assert (mu.w[..., None] * v).sum(-2).abs().max() < 1e-14 * size
+    assert (mu.w[..., None] * v * mu.x).sum((-2, -1)).abs().max() < 1e-13 * size
+    assert (((mu.w[..., None] * v * u).sum((-2, -1))) > 0).all()
+
+
+def test_coulomb_is_the_sum_over_pairs_in_tiles():
+    mu, u = cloud(700, 3, 2)
+    few = ox.Particles(mu.x[:9], torch.full((9,), 1 / 9))
+    torch.testing.assert_close(Landau(-3.0).onsager(few, u[:9]), direct(few, u[:9], -3.0))
+    z = mu.x[:, None] - mu.x
+    r = z.norm(dim=-1, keepdim=True) + torch.eye(700)[..., None]
+    jump = u[:, None] - u
+    image = (jump - z * (z * jump).sum(-1, keepdim=True) / r**2) / r * mu.w[:, None]
+    torch.testing.assert_close(Landau(-3.0).onsager(mu, u), image.sum(1))
+
+
+def test_the_score_of_a_gaussian_moves_its_covariance_as_in_closed_form():
+    """Nodes of Gauss and Hermite have the Gaussian's moments up to the fourth, all that the rate of P takes."""
+    node = math.sqrt(3.0)
+    z = torch.cartesian_prod(*[torch.tensor([-node, 0.0, node])] * 3)
+    w = torch.where(z == 0, 2 / 3, 1 / 6).prod(-1)
+    root, C, h = torch.tensor([[1.5, 0.0, 0.0], [0.3, 0.8, 0.0], [-0.2, 0.1, 0.5]]), 1 / 24, 1e-5
+    P, x = root @ root.T, z @ root.T
+    v = -Landau(0.0, C).onsager(ox.Particles(x, w), -x @ torch.linalg.inv(P))
+    rate = v.T @ (w[:, None] * x)
+    slope = (landau.covariance(P, h, strength=C) - landau.covariance(P, -h, strength=C)) / (2 * h)
+    torch.testing.assert_close(rate + rate.T, slope, atol=1e-8, rtol=1e-7)
+
+
+@pytest.mark.parametrize("gamma", [-3.0, 0.0])
+def test_an_euler_step_keeps_momentum_and_adds_its_square_to_the_energy(gamma: float):
+    mu, _ = cloud(60, 3, 4)
+    F, tau = ox.Blob(0.5, form="full"), 0.01
+    v = Landau(gamma).descent(F, mu).field(mu.points)
+    nu = ox.Forward(F, Landau(gamma))(mu, 0.0, tau).mu
+    w = mu.w[:, None]
+    torch.testing.assert_close((w * nu.x).sum(0), (w * mu.x).sum(0), atol=1e-15, rtol=1e-14)
+    growth = (w * (nu.x.square() - mu.x.square())).sum() / 2
+    assert float(growth) == pytest.approx(tau**2 / 2 * float((w * v.square()).sum()), rel=1e-9)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="gamma must be"):
+        Landau(math.nan)
+    with pytest.raises(ValueError, match="strength must be positive"):
+        Landau(0.0, 0.0)
+    with pytest.raises(ValueError, match="d ≥ 2"):
+        Landau(0.0).onsager(*cloud(5, 1))
+    with pytest.raises(TypeError, match="Particles"):
+        Landau(0.0).onsager(ox.Gaussian([0.0, 0.0], torch.eye(2)), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="at one place"):
+        Landau(-3.0).onsager(ox.Particles(torch.zeros(2, 3)), torch.eye(3)[:2])
