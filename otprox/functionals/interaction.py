@@ -108,7 +108,7 @@ class Interaction(Functional):
         if negative:
             raise NotConvex(
                 f"{sign:g}·Interaction is not convex in the density: among changes that keep the mass, its matrix has "
-                f"the eigenvalue {negative:.3g} of the largest; use Quantiles, or another solver"
+                f"the eigenvalue {negative:.3g} of the largest; use the metric Entropic(reg), or Quantiles in 1-D"
             )
         scale = abs(c) * mu.grid.volume**2
 

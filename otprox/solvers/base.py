@@ -42,10 +42,10 @@ class Stats:
     objective: Tensor
     distance2: Tensor
     message: str = ""
-    warm: dict[str, Tensor] = field(default_factory=dict)
-    map: Callable[[Tensor], Tensor] | None = None
-    potentials: tuple[Tensor, Tensor] | None = None
-    plan: Tensor | None = None
+    warm: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    map: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    potentials: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    plan: Tensor | None = field(default=None, repr=False)
 
 
 class Out(NamedTuple):

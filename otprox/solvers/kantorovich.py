@@ -258,9 +258,9 @@ class Dual:
         return k
 
     def agrees(self, point: Point, tol: float) -> Tensor:
-        """Whether ν and ρ differ by less than `tol` of what the step moves, or by rounding, in L1."""
+        """Whether ν and ρ differ by less than `tol` of what the step moves, or √eps for rounding, in L1."""
         moved = (point.transport.image - self.masses).abs().flatten(1).sum(-1)
-        return point.mismatch <= (tol * moved).clamp_min(100 * torch.finfo(moved.dtype).eps)
+        return point.mismatch <= (tol * moved).clamp_min(torch.finfo(moved.dtype).eps ** 0.5)
 
     def total(self, f: Tensor) -> Tensor:
         return f.flatten(1).sum(-1) * self.volume

@@ -244,6 +244,20 @@ def test_float32_is_usable():
     assert l1(exact.mu, out.mu.values.double()) < 1e-3
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("internal", [ox.Congestion(0.5), ox.Entropy()])
+@pytest.mark.parametrize("tau", [0.1, 10.0])
+def test_float32_agrees_with_float64(internal, tau):
+    """It converges to what rounding allows, √eps in L1, without a warning."""
+    grid = ox.Grid(-6.0, 6.0, 100)
+    mu = ox.Gaussian([0.5], [[1.0]]).to_density(grid)
+    F = ox.Potential(lambda x: x.square().sum(-1) / 2) + internal
+    single = ox.Backward(F)(ox.Density(mu.values.float(), grid), 0.0, tau)
+    double = ox.Backward(F)(mu, 0.0, tau)
+    assert single.stats.converged.all()
+    assert (single.mu.values - double.mu.values).abs().sum().item() * grid.volume < 2e-3
+
+
 def test_a_previous_step_is_a_good_start():
     mu = Gaussian([0.0], [[0.8]]).to_density(Grid(-5.0, 5.0, 64))
     first = STRICT(Entropy(), Wasserstein(), mu, 1e-3)
