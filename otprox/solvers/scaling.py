@@ -49,9 +49,11 @@ class Scaling:
     a mixed point that raises the residual much is dropped for the plain one. Without a previous step it starts from
     solutions on coarser cells, which hand on the history of the mixing, and from rough ones at larger reg.
 
-    With entropy in F, or reference "lebesgue", it takes tens of iterations; "product" and "debiased" deconvolve where F
-    has none, and converge slowly there. Cells of width h: reg should be at least h²; below h²/4 it is refused, since a
-    step could not leave its cell.
+    With entropy in F, or reference "lebesgue", it takes tens of iterations. Where F has none, "product" and "debiased"
+    deconvolve: the objective is so flat in the fine scales of ν that densities far apart cell by cell can agree in it
+    to five digits. There it converges slowly, or says that it did not; `tol` then bounds the residual but not the error
+    of ν. Some entropy in F, or "lebesgue", mends that. Cells of width h: reg should be at least h²; below h²/4 it is
+    refused, since a step could not leave its cell.
 
     Sums over points go through `otprox.pairwise`, with memory linear in their number: `engine` is "dense", "tiled",
     "keops" (when installed) or "auto".
@@ -107,6 +109,8 @@ class Scaling:
             potentials=(metric.reg * plan.log_u, metric.reg * plan.log_v),
         )
         advice = "raise max_iter or tol, take a larger reg or a smaller tau, or the reference 'lebesgue'"
+        if metric.reference != "lebesgue":
+            advice += "; without entropy in F this reference leaves the fine scales of ν almost free: add some Entropy"
         nu = differentiable(F, mu, problem, plan, 2 * tau / metric.reg) or nu
         return Out(nu, report(stats, self, advice, self.on_failure))
 

@@ -717,6 +717,89 @@ def test_constraints_bound_the_density_or_are_impossible():
         Scaling()(ox.Congestion(0.5), metric, mu, 0.05)
 
 
+def crowded_gap(mu: Density, nu: Density, V: Tensor, bound: float, reg: float, tau: float) -> tuple[float, float]:
+    """∫V dν + S_reg(μ, ν)/2τ by dense Sinkhorn, and a bound of what it lacks of its minimum over ρ ≤ bound.
+
+    For convex J, J(ν) − min J ≤ max over b of ⟨J'(ν), ν − b⟩ (Frank and Wolfe 1956); the best b fills the cells of
+    least J' first.
+    """
+    x, volume = mu.points, mu.grid.volume
+    log_k = -torch.cdist(x, x).square() / reg + math.log(volume)
+    log_mu, log_nu = mu.log_prob().flatten(), nu.log_prob().flatten()
+
+    def smooth(f: Tensor) -> Tensor:
+        return torch.logsumexp(log_k + f, -1)
+
+    log_v, c, d = torch.zeros_like(log_nu), log_mu / 2, log_nu / 2
+    for _ in range(3000):
+        log_u = log_mu - smooth(log_v)
+        before, log_v = log_v, log_nu - smooth(log_u)
+        if (log_v - before).abs().max() < 1e-11:
+            break
+    for _ in range(100):
+        c, d = (c + log_mu - smooth(c)) / 2, (d + log_nu - smooth(d)) / 2
+    m, n, slope = log_mu.exp() * volume, log_nu.exp() * volume, V + reg / (2 * tau) * (log_v - d)
+    order, b = slope.argsort(), torch.full_like(n, bound * volume)
+    b[order] = (1 - (b[order].cumsum(0) - b[order])).clamp(min=0).minimum(b[order])
+    value = (n * V).sum() + reg / (2 * tau) * ((m * (log_u - c)).sum() + (n * (log_v - d)).sum())
+    return value.item(), ((n - b) * slope).sum().item()
+
+
+@pytest.mark.parametrize(("bound", "strength", "tau"), [(3.0, 9.0, 0.03), (2.0, 2.0, 0.03), (2.0, 9.0, 0.3)])
+@pytest.mark.parametrize("on", ["cells", "points"])
+@pytest.mark.filterwarnings("ignore::otprox.solvers.ConvergenceWarning")
+def test_debiased_without_entropy_is_optimal_where_it_says_so(on: str, bound: float, strength: float, tau: float):
+    """The last case is too hard for the loop: it may stop anywhere, but then must not be called converged."""
+    grid = Grid((0.0, 0.0), (1.0, 1.0), (12, 12))
+    centres = grid.points(torch.zeros(1))
+    points = Particles.from_log_prob(lambda x: -20 * (x - 0.35).square().sum(-1), centres, grid.volume)
+    cells = Density(points.log_density.exp().reshape(12, 12), grid)
+    F = Potential(lambda x: strength * (x - 0.6).square().sum(-1)) + ox.Congestion(bound)
+    solver, mu = Scaling(tol=1e-9, max_iter=500), cells if on == "cells" else points
+    found, stats = solver(F, Entropic(2e-2, "debiased"), mu, tau)
+    nu = found if on == "cells" else Density(found.log_density.exp().reshape(12, 12), grid)
+    V = strength * (centres - 0.6).square().sum(-1)
+    value, gap = crowded_gap(cells, nu, V, bound, 2e-2, tau)
+    assert gap < 1e-7 or not stats.converged
+    assert stats.converged or tau == 0.3
+    if stats.converged:
+        assert stats.objective.item() == pytest.approx(value, abs=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore::otprox.solvers.ConvergenceWarning")
+def test_debiased_without_entropy_is_flat():
+    """Two answers whose objectives agree to 1e-5 and whose densities do not; the solver says that it is not done."""
+    grid = Grid(0.0, 1.0, 60)
+    F = Potential(lambda x: 2 * (x[..., 0] - 0.7).square()) + ox.Congestion(4.2)
+    metric, mu = Entropic(1e-2, "debiased"), normal(0.3, 0.01, grid)
+    rough, _ = Scaling(tol=1e-4)(F, metric, mu, 0.05)
+    with pytest.warns(ConvergenceWarning, match="add some Entropy"):
+        fine, stats = Scaling(tol=1e-9, max_iter=600)(F, metric, mu, 0.05)
+    V = 2 * (mu.points[..., 0] - 0.7).square()
+    values = [crowded_gap(mu, nu, V, 4.2, 1e-2, 0.05)[0] for nu in (rough, fine)]
+    assert not stats.converged
+    assert abs(values[0] - values[1]) < 1e-5 and (rough.values - fine.values).abs().max() > 0.3
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_cuda_agrees_with_cpu(reference: str):
+    grid = Grid((0.0, 0.0), (1.0, 1.0), (12, 12))
+    points = Particles.from_log_prob(
+        lambda x: -20 * (x - 0.35).square().sum(-1), grid.points(torch.zeros(1)), grid.volume
+    )
+    cells = Density(points.log_density.exp().reshape(12, 12), grid)
+    F, metric = KL(lambda x: 20 * (x - 0.6).square().sum(-1)), Entropic(2e-2, reference)
+    there = cells.with_state(values=cells.values.cuda())
+    nu, stats = Scaling()(F, metric, there, 0.03)
+    assert nu.values.is_cuda and stats.objective.is_cuda
+    torch.testing.assert_close(nu.values.cpu(), Scaling()(F, metric, cells, 0.03).mu.values, rtol=1e-5, atol=1e-7)
+    there = Particles(points.x.cuda(), points.w.cuda(), log_density=points.log_density.cuda())
+    moved, stats = Scaling()(F, metric, there, 0.03)
+    assert moved.w.is_cuda and stats.objective.is_cuda
+    torch.testing.assert_close(moved.w.cpu(), Scaling()(F, metric, points, 0.03).mu.w, rtol=1e-5, atol=1e-9)
+
+
 def test_a_reg_below_the_square_of_half_a_cell_is_refused():
     with pytest.raises(ValueError, match="the smallest usable"):
         Scaling()(Entropy(), Entropic(1e-5), normal(0.4, 0.03, Grid(0.0, 1.0, 50)), 0.1)
