@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -9,9 +10,23 @@ import torch
 from torch import Tensor
 
 from .adagrad import Adagrad
-from .functionals import KL, MMD, Entropy, Functional, Interaction, Potential, Quadratic, Varying
+from .functionals import (
+    KL,
+    MMD,
+    Congestion,
+    Entropy,
+    Functional,
+    Interaction,
+    Obstacle,
+    PorousMedium,
+    Potential,
+    Quadratic,
+    Varying,
+)
+from .functionals.obstacle import Bound
 from .kernels import Cosine, Kernel
 from .measures import Gaussian, Measure
+from .measures.base import Field
 from .metrics import Entropic, Metric, Stein, Wasserstein
 from .noisy import NoisyForward
 from .solvers import Solver
@@ -46,6 +61,63 @@ def langevin(
 def jko(target: Target, metric: Metric | None = None, solver: Solver | None = None) -> Step:
     """Jordan–Kinderlehrer–Otto 1998, "The variational formulation of the Fokker–Planck equation"."""
     return Backward(KL(target), metric or Wasserstein(), solver)
+
+
+def porous_medium(m: float, V: Field | None = None, solver: Solver | None = None) -> Step:
+    """∂t ρ = Δρᵐ + div(ρ∇V) for m > 1, by JKO steps: supports are compact, and fronts move at finite speed.
+
+    Otto 2001, "The geometry of dissipative evolution equations: the porous medium equation".
+    `exact.diffusion.barenblatt` has steps in closed form.
+    """
+    if not m > 1:
+        raise ValueError(f"the porous medium equation has m > 1, not {m}; fast_diffusion has m < 1, Entropy m = 1")
+    return Backward(_with(V, PorousMedium(m)), solver=solver)
+
+
+def fast_diffusion(m: float, V: Field | None = None, solver: Solver | None = None) -> Step:
+    """∂t ρ = Δρᵐ + div(ρ∇V) for 0 < m < 1, by JKO steps: tails are powers of |x|, so grids must be wide.
+
+    Otto 2001; Denzler, McCann 2005, "Fast diffusion to self-similarity". `exact.diffusion.FastDiffusion` has steps in
+    closed form.
+    """
+    if not 0 < m < 1:
+        raise ValueError(f"fast diffusion has an exponent m between 0 and 1, not {m}")
+    return Backward(_with(V, PorousMedium(m)), solver=solver)
+
+
+def aggregation_diffusion(
+    W: Callable[..., Tensor], m: float = 1.0, V: Field | None = None, solver: Solver | None = None
+) -> Step:
+    """∂t ρ = Δρᵐ + div(ρ∇(V + W∗ρ)): forward on the attraction, backward on the rest.
+
+    W is even, on displacements. The forward part bounds the step on a grid; in one dimension, on `Quantiles`,
+    `Backward` takes the whole energy. Carrillo, Craig, Yao 2019, "Aggregation-diffusion equations: dynamics,
+    asymptotics, and singular limits".
+    """
+    return Forward(Interaction(W)) >> Backward(_with(V, Entropy() if m == 1 else PorousMedium(m)), solver=solver)
+
+
+def crowd(V: Field, bound: float = 1.0, noise: float = 0.0, solver: Solver | None = None) -> Step:
+    """∂t ρ + div(ρu) = noise·Δρ, u the feasible velocity nearest to −∇V under ρ ≤ bound: crowds that want to go down V.
+
+    Maury, Roudneff-Chupin, Santambrogio 2010, "A macroscopic crowd motion model of gradient flow type"; with noise,
+    Mészáros, Santambrogio 2016, "Advection-diffusion equations with density constraints".
+    """
+    F = Potential(V) + Congestion(bound)
+    return Backward(F + noise * Entropy() if noise else F, solver=solver)
+
+
+def obstacle(V: Field, *, lower: Bound = 0.0, upper: Bound = math.inf, solver: Solver | None = None) -> Step:
+    """The Fokker–Planck equation between obstacles, lower(x) ≤ ρ ≤ upper(x), by JKO steps of KL.
+
+    Its steady state is exp(k − V) cut off at both. On a grid it is a convex program, whose steps must move mass by half
+    a cell or more; Backward(KL(V) + Obstacle(…), Entropic(reg)) is the same with entropic transport, and faster.
+    """
+    return Backward(KL(V) + Obstacle(lower=lower, upper=upper), solver=solver)
+
+
+def _with(V: Field | None, F: Functional) -> Functional:
+    return F if V is None else Potential(V) + F
 
 
 def entropic_jko(

@@ -91,3 +91,50 @@ def test_mmd_flow_is_its_system_of_equations():
     )
     with pytest.raises(ValueError, match="explicit generator"):
         ox.schemes.mmd_flow(k, nu, 0.5)
+
+
+def bump(grid: ox.Grid, centre: float = 0.3) -> ox.Density:
+    return ox.Density.from_log_prob(lambda x: -3 * (x - centre).square().sum(-1), grid, like=torch.zeros(()))
+
+
+def test_equations_take_any_representation_that_has_a_solver():
+    """Grids and quantiles agree on the mean and the variance after a step."""
+    V = ox.Quadratic([0.0])
+    levels = (torch.arange(400) + 0.5) / 400
+    start = ox.Gaussian([0.3], [[1 / 6]])
+    for scheme in (
+        ox.schemes.porous_medium(2.0),
+        ox.schemes.porous_medium(3.0, V),
+        ox.schemes.fast_diffusion(0.8, V),
+        ox.schemes.crowd(V, bound=0.9),
+        ox.schemes.crowd(V, bound=0.9, noise=0.1),
+    ):
+        grid = scheme(start.to_density(ox.Grid(-4.0, 4.0, 200)), 0.0, 0.1).mu
+        line = scheme(ox.Quantiles(0.3 + math.sqrt(1 / 6) * torch.special.ndtri(levels)), 0.0, 0.1).mu
+        assert grid.mean.item() == pytest.approx(line.mean.item(), abs=1e-3)
+        assert grid.cov.item() == pytest.approx(line.cov.item(), rel=2e-2)
+
+
+def test_aggregation_alone_forward_is_its_explicit_step():
+    """With W = |x|²/2 the mean stays and, but for the noise, each point moves to m + (1 − τ)(x − m)."""
+    mu, tau = ox.Gaussian([0.5, -1.0], [[0.4, 0.1], [0.1, 0.7]]), 0.2
+    new = ox.schemes.aggregation_diffusion(ox.Quadratic([0.0, 0.0]))(mu, 0.0, tau).mu
+    want = ox.exact.gaussian.forward_backward(mu, ox.Gaussian(mu.mean, torch.eye(2)), tau)
+    torch.testing.assert_close((new.mean, new.cov), (want.mean, want.cov))
+
+
+def test_constrained_equations_keep_mass_and_bounds():
+    grid = ox.Grid((-2.0, -2.0), (2.0, 2.0), (16, 16))
+    mu = bump(grid)
+    packed = ox.schemes.crowd(lambda x: x.square().sum(-1), bound=0.5)(mu, 0.0, 0.2).mu
+    assert packed.values.max() <= 0.5 * (1 + 1e-6) and packed.mass.item() == pytest.approx(1, abs=1e-12)
+    flat = ox.Density(torch.full((40,), 1 / 4), ox.Grid(-2.0, 2.0, 40))
+    between = ox.schemes.obstacle(lambda x: x.square().sum(-1), lower=0.05, upper=0.4)(flat, 0.0, 1.0).mu
+    assert between.values.max() <= 0.4 * (1 + 1e-5) and between.values.min() >= 0.01 * (1 - 1e-5)
+
+
+def test_exponents_of_the_wrong_equation_are_refused():
+    with pytest.raises(ValueError, match="fast_diffusion has m < 1"):
+        ox.schemes.porous_medium(0.5)
+    with pytest.raises(ValueError, match="between 0 and 1, not 2"):
+        ox.schemes.fast_diffusion(2)

@@ -26,6 +26,7 @@ from .barenblatt import Barenblatt, barenblatt
 from .bures import heat, ornstein_uhlenbeck
 from .crowd import queue_flow
 from .double_well import DoubleWell, double_well
+from .fast_diffusion import FastDiffusion
 from .jko_uniform import (
     UniformEntropyJKO,
     UniformPorousMediumJKO,
@@ -37,6 +38,7 @@ from .thin_film import SmythHill
 __all__ = [
     "Barenblatt",
     "DoubleWell",
+    "FastDiffusion",
     "SmythHill",
     "UniformEntropyJKO",
     "UniformPorousMediumJKO",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from .case import Case, Verdict, as_json, judge, observed_order
 from .discrepancies import discrepancies
+from .equations import equations
 from .mean_field import mean_field
 from .on_gaussians import fixed_points, one_step, splittings
 from .on_grids import dynamic, grids, programs
@@ -33,6 +34,7 @@ def catalogue() -> list[Case]:
         *grids(),
         *programs(),
         *dynamic(),
+        *equations(),
         *particles(),
         *mean_field(),
         *stein(),
