@@ -51,8 +51,8 @@ class Kantorovich:
     F(ρ) + W2²(μ, ν)/(2·tau); `map` sends μ to ν; `potentials` (f, g) on the cells are those of the transport,
     f ⊕ g ≤ ⟨x − y, Q⁻¹(x − y)⟩ up to a part of h².
 
-    Second order in the spacing, uniformly in tau. Q must be diagonal. It runs under no_grad: results are constants to
-    autograd.
+    Second order in the spacing for smooth densities, uniformly in tau; at a moving front, as of a porous medium, the
+    order is lower and irregular. Q must be diagonal. It runs under no_grad: results are constants to autograd.
     """
 
     tol: float = 1e-5
