@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from .self_similar import SelfSimilar, real
 
 
 def barenblatt(m: float, dim: int, mass: float = 1.0, coefficient: float = 1.0) -> Barenblatt:
@@ -19,7 +20,7 @@ def barenblatt(m: float, dim: int, mass: float = 1.0, coefficient: float = 1.0) 
 
 
 @dataclass(frozen=True)
-class Barenblatt:
+class Barenblatt(SelfSimilar):
     """The family ρ_R(x) = M/(Z R^d)·(1 − |x|²/R²)₊^p, p = 1/(m − 1), Z = π^{d/2} Γ(p + 1)/Γ(p + 1 + d/2).
 
     With R = radius(t) it solves ∂t ρ = c Δρ^m from a point mass at t = 0 (Barenblatt 1952; Vázquez 2007), the W2 flow
@@ -72,60 +73,25 @@ class Barenblatt:
         """(2m/(m − 1))(M/Z)^{m − 1}, the strength of the expansion: R' = c G R^{−d(m − 1) − 1} along the flow."""
         return 2 * self.m / (self.m - 1) * (self.mass / self.Z) ** (self.m - 1)
 
-    def radius(self, t: float | Tensor) -> Tensor:
-        """R(t) = (C/k)^½ (c t)^beta."""
-        return math.sqrt(self.C / self.k) * (self.coefficient * _real(t)) ** self.beta
+    @property
+    def speed(self) -> float:
+        """c G."""
+        return self.coefficient * self.G
 
-    def time(self, radius: float | Tensor) -> Tensor:
-        """The t with radius(t) = R."""
-        return (_real(radius) / math.sqrt(self.C / self.k)) ** (1 / self.beta) / self.coefficient
+    @property
+    def power(self) -> float:
+        """d(m − 1) + 1."""
+        return self.dim * (self.m - 1) + 1
 
-    def density(self, x: Tensor, radius: float | Tensor) -> Tensor:
-        """ρ_R at points x (*batch, n, d) -> (*batch, n); radius a number or (*batch,)."""
-        R = _real(radius)[..., None]
-        return self.maximum(R) * (1 - x.square().sum(-1) / R**2).clamp_min(0) ** self.p
-
-    def maximum(self, radius: float | Tensor) -> Tensor:
-        """ρ_R(0) = M/(Z R^d)."""
-        return self.mass / (self.Z * _real(radius) ** self.dim)
+    def shape(self, square: Tensor) -> Tensor:
+        """(1 − |x|²/R²)₊^p."""
+        return (1 - square).clamp_min(0) ** self.p
 
     def second_moment(self, radius: float | Tensor) -> Tensor:
         """∫|x|²ρ = M R² d/(d + 2 + 2p); the covariance is this over M d, times I."""
-        return self.mass * _real(radius) ** 2 * self.dim / (self.dim + 2 + 2 * self.p)
+        return self.mass * real(radius) ** 2 * self.dim / (self.dim + 2 + 2 * self.p)
 
     def energy(self, radius: float | Tensor) -> Tensor:
         """c∫ρ^m/(m − 1) = c p M ρ_R(0)^{m − 1} (p + 1)/(p + 1 + d/2)."""
         top = self.maximum(radius) ** (self.m - 1)
         return self.coefficient * self.p * self.mass * top * (self.p + 1) / (self.p + 1 + self.dim / 2)
-
-    def w2_squared(self, radius: float | Tensor, other: float | Tensor) -> Tensor:
-        """Between two members, a dilation: (1 − R'/R)² ∫|x|²ρ_R (of the masses M, not normalised)."""
-        return (1 - _real(other) / _real(radius)) ** 2 * self.second_moment(radius)
-
-    def jko(self, radius: float | Tensor, tau: float, steps: int = 1) -> Tensor:
-        """The radius after `steps` JKO steps, which keep the family: R' − R = τ c G R'^{−d(m − 1) − 1}.
-
-        The right-hand side of R' = R + … is convex and decreasing, so Newton from R climbs to the only root; it is run
-        to rounding (relative 1e-15).
-        """
-        if not tau > 0:
-            raise ValueError(f"tau must be positive, not {tau}")
-        new = _real(radius)
-        for _ in range(steps):
-            new = self._step(new, tau)
-        return new
-
-    def _step(self, old: Tensor, tau: float) -> Tensor:
-        power, strength = self.dim * (self.m - 1) + 1, tau * self.coefficient * self.G
-        new = old
-        for _ in range(200):
-            push = strength * new**-power
-            change = (new - old - push) / (1 + power * push / new)
-            new = new - change
-            if (change.abs() <= 4e-16 * new).all():
-                break
-        return new
-
-
-def _real(value: float | Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)

@@ -33,12 +33,14 @@ from .jko_uniform import (
     jko_uniform_entropy,
     jko_uniform_porous_medium,
 )
+from .self_similar import SelfSimilar
 from .thin_film import SmythHill
 
 __all__ = [
     "Barenblatt",
     "DoubleWell",
     "FastDiffusion",
+    "SelfSimilar",
     "SmythHill",
     "UniformEntropyJKO",
     "UniformPorousMediumJKO",

@@ -30,16 +30,16 @@ def diffusions() -> list[Case]:
 
         def error(n: float) -> float:
             grid = _box(1.5 * end.item(), dim, n)
-            mu = _averages(lambda x: source.density(x, start), grid)
+            mu = _averages(lambda x: source.density(x, radius=start), grid)
             new = schemes.porous_medium(m)(mu, 0.0, tau).mu
-            return _l1(new, _averages(lambda x: source.density(x, end), grid))
+            return _l1(new, _averages(lambda x: source.density(x, radius=end), grid))
 
         return error
 
     def fast(n: float) -> float:
         source, grid, tau = exact.diffusion.FastDiffusion(0.8, 1), Grid(-8.0, 8.0, int(n)), 0.1
-        new = schemes.fast_diffusion(0.8)(_averages(lambda x: source.density(x, 1.0), grid), 0.0, tau).mu
-        return _l1(new, _averages(lambda x: source.density(x, source.jko(1.0, tau)), grid))
+        new = schemes.fast_diffusion(0.8)(_averages(lambda x: source.density(x, radius=1.0), grid), 0.0, tau).mu
+        return _l1(new, _averages(lambda x: source.density(x, radius=source.jko(1.0, tau)), grid))
 
     def uniform(F: Functional, variance: float) -> Callable[[float], float]:
         def error(n: float) -> float:
@@ -91,7 +91,7 @@ def identities() -> list[Case]:
         """The variance that a step far below a cell adds, relative to the exact one."""
         source = exact.diffusion.barenblatt(2.0, 1)
         start = source.radius(1.0)
-        mu = _averages(lambda x: source.density(x, start), Grid(-3.2, 3.2, 64))
+        mu = _averages(lambda x: source.density(x, radius=start), Grid(-3.2, 3.2, 64))
         grown = source.second_moment(source.jko(start, tau)) - source.second_moment(start)
         return abs((Backward(PorousMedium(2.0))(mu, 0.0, tau).mu.cov.item() - mu.cov.item()) / grown.item() - 1)
 
@@ -156,8 +156,7 @@ def attraction() -> list[Case]:
 
     def rest(n: float) -> float:
         source = exact.diffusion.barenblatt(2.0, 2)
-        radius = source.G ** (1 / 4)  # R = G·R^(−d(m − 1) − 1)
-        mu = _averages(lambda x: source.density(x, radius), _box(1.6 * radius, 2, n))
+        mu = _averages(lambda x: source.density(x, radius=source.rest()), _box(1.6 * source.rest(), 2, n))
         step: Step = schemes.aggregation_diffusion(spring, m=2.0)
         return _l1(march(step, mu, 0.01, 0.05), mu)
 

@@ -80,9 +80,9 @@ def programs() -> list[Case]:
     def film(n: float) -> float:
         source, grid, tau = exact.diffusion.SmythHill(1), Grid(-5.0, 5.0, int(n)), 8.0
         start, end = source.radius(1.0), source.jko(source.radius(1.0), tau)
-        values = source.density(grid.points(start.new_zeros(1)), start)
+        values = source.density(grid.points(start.new_zeros(1)), radius=start)
         new = Backward(Dirichlet(), solver=Convex())(Density(values / values.sum() / grid.volume, grid), 0.0, tau).mu
-        want = source.density(new.points, end)
+        want = source.density(new.points, radius=end)
         return (new.state()["values"] - want).abs().sum().item() * grid.volume
 
     return [

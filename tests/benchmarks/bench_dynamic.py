@@ -16,7 +16,7 @@ import torch
 
 from otprox import Density, Gaussian, Grid, PorousMedium, Wasserstein
 from otprox.exact import gaussian
-from otprox.exact.barenblatt import barenblatt
+from otprox.exact.barenblatt import Barenblatt, barenblatt
 from otprox.solvers import Dynamic, Kantorovich, Solver, geodesic
 
 W2, TAU = Wasserstein(), 0.1
@@ -55,15 +55,15 @@ def step(name: str, n: int, K: int) -> tuple[int, float]:
     """The L1 distance to the exact step."""
     grid, family = Grid((-3.0, -3.0), (3.0, 3.0), (n, n)), barenblatt(2.0, 2)
     old = family.radius(1.0)
-    mu, exact = (profile(grid, family.density, r) for r in (old, family.jko(old, TAU)))
+    mu, exact = (profile(grid, family, r) for r in (old, family.jko(old, TAU)))
     solver: Solver = Dynamic(inner_steps=K) if name == "Dynamic" else Kantorovich()
     out = solver(PorousMedium(2.0), W2, mu, TAU)
     return int(out.stats.iterations), (out.mu.values - exact.values).abs().sum().item() * grid.volume  # type: ignore[attr-defined]
 
 
-def profile(grid: Grid, density: object, radius: torch.Tensor) -> Density:
+def profile(grid: Grid, family: Barenblatt, radius: torch.Tensor) -> Density:
     points = grid.points(radius)
-    values = sum(w * density(points + z, radius) for z, w in grid.nodes(4, points)).reshape(grid.shape)  # type: ignore[operator]
+    values = sum(w * family.density(points + z, radius=radius) for z, w in grid.nodes(4, points)).reshape(grid.shape)
     return Density(values / (values.sum() * grid.volume), grid)
 
 

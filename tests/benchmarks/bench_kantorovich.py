@@ -40,7 +40,7 @@ def averages(f, grid: ox.Grid, order: int) -> torch.Tensor:
 
 
 def barenblatt_averages(B: Barenblatt, radius, grid: ox.Grid) -> torch.Tensor:
-    values = averages(lambda x: B.density(x - 0.5, radius), grid, {1: 16, 2: 8, 3: 4}[grid.dim])
+    values = averages(lambda x: B.density(x - 0.5, radius=radius), grid, {1: 16, 2: 8, 3: 4}[grid.dim])
     return values / (values.sum() * grid.volume)
 
 

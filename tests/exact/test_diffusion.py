@@ -48,7 +48,7 @@ def test_barenblatt_by_quadrature(dim, m):
     r = R * theta.sin()
     x = torch.zeros(len(r), dim)
     x[:, 0] = r
-    rho = b.density(x, R)
+    rho = b.density(x, radius=R)
     sphere = 2 * math.pi ** (dim / 2) / math.gamma(dim / 2)
     weight = sphere * r ** (dim - 1) * R * theta.cos() * (math.pi / 2 / 20_000)
     assert (rho * weight).sum().item() == pytest.approx(0.7, rel=1e-8)
@@ -61,10 +61,10 @@ def test_barenblatt_by_quadrature(dim, m):
 def test_barenblatt_solves_the_equation(dim, m):
     b, t = D.barenblatt(m, dim, mass=1.3, coefficient=0.6), torch.tensor(0.8, requires_grad=True)
     x = 0.25 * torch.randn(7, dim, generator=torch.Generator().manual_seed(0))
-    rate = torch.autograd.functional.jacobian(lambda s: b.density(x, b.radius(s)), t)
+    rate = torch.autograd.functional.jacobian(lambda s: b.density(x, t=s), t)
 
     def power(y: Tensor) -> Tensor:
-        return b.density(y[None], b.radius(0.8))[0] ** m
+        return b.density(y[None], t=0.8)[0] ** m
 
     laplacian = torch.stack([torch.autograd.functional.hessian(power, y).trace() for y in x])
     torch.testing.assert_close(rate, 0.6 * laplacian, rtol=1e-11, atol=1e-12)
@@ -106,7 +106,7 @@ def test_the_jko_step_of_barenblatt_is_stationary_among_all_measures(dim, m):
     new = b.jko(R, tau).item()
     x = torch.linspace(0.05, 0.95, 10)[:, None] * torch.eye(dim)[0] * new
     x.requires_grad_(True)
-    variation = m / (m - 1) * b.density(x, new) ** (m - 1)  # δF/δρ
+    variation = m / (m - 1) * b.density(x, radius=new) ** (m - 1)  # δF/δρ
     (gradient,) = torch.autograd.grad(variation.sum(), x)
     torch.testing.assert_close(x + tau * gradient, x * R / new, rtol=1e-12, atol=1e-12)
 
@@ -467,3 +467,14 @@ def test_the_bad_double_well():
 def test_heat_and_ornstein_uhlenbeck_are_here_too():
     assert D.heat is G.heat
     assert D.ornstein_uhlenbeck is G.ornstein_uhlenbeck
+
+
+def test_a_density_says_whether_it_is_given_a_time_or_a_radius():
+    b, x = D.barenblatt(2.0, 1), torch.zeros(1, 1)
+    torch.testing.assert_close(b.density(x, t=2.0), b.density(x, radius=b.radius(2.0)))
+    assert b.density(x.float(), t=2.0).dtype == torch.float32
+    for arguments in ({}, {"t": 1.0, "radius": 2.0}):
+        with pytest.raises(TypeError, match=r"t=, a time of the flow, or radius="):
+            b.density(x, **arguments)
+    with pytest.raises(TypeError, match="positional"):
+        b.density(x, 2.0)

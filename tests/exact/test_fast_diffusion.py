@@ -16,7 +16,7 @@ def test_mass_and_second_moment(m, dim):
     r = R * theta.tan()
     sphere = {1: 2.0, 2: 2 * torch.pi, 3: 4 * torch.pi}[dim]
     x = torch.cat([r[:, None], torch.zeros(len(r), dim - 1)], -1)
-    shell = source.density(x, R) * sphere * r ** (dim - 1) * R / theta.cos() ** 2 * torch.pi / 2 / 20_000
+    shell = source.density(x, radius=R) * sphere * r ** (dim - 1) * R / theta.cos() ** 2 * torch.pi / 2 / 20_000
     assert shell.sum().item() == pytest.approx(1, abs=1e-6)
     assert (shell * r**2).sum().item() == pytest.approx(source.second_moment(R).item(), rel=1e-5)
 
@@ -26,8 +26,8 @@ def test_it_solves_the_equation(m, dim):
     """∂t ρ = Δρ^m by automatic differentiation."""
     source = FastDiffusion(m, dim)
     x, t = torch.linspace(-0.7, 0.9, dim), torch.tensor(0.6)
-    rate = torch.func.jacrev(lambda t: source.density(x[None], source.radius(t))[0])(t)
-    hessian = torch.func.hessian(lambda x: source.density(x[None], source.radius(t))[0] ** m)(x)
+    rate = torch.func.jacrev(lambda t: source.density(x[None], t=t)[0])(t)
+    hessian = torch.func.hessian(lambda x: source.density(x[None], t=t)[0] ** m)(x)
     assert rate.item() == pytest.approx(hessian.trace().item(), rel=1e-10)
 
 
@@ -39,7 +39,7 @@ def test_steps_are_stationary(m, dim, tau):
     new = source.jko(R, tau)
     x = torch.linspace(0.2, 1.0, dim)
     for old, r in zip(R, new, strict=True):
-        slope = torch.func.grad(lambda x, r=r: -m / (1 - m) * source.density(x[None], r)[0] ** (m - 1))(x)
+        slope = torch.func.grad(lambda x, r=r: -m / (1 - m) * source.density(x[None], radius=r)[0] ** (m - 1))(x)
         torch.testing.assert_close(x + tau * slope, x * old / r)
 
 
@@ -58,7 +58,7 @@ def test_small_steps_follow_the_flow_at_first_order(m, dim):
 def test_rest_balances_the_potential(m, dim):
     source = FastDiffusion(m, dim)
     x = torch.linspace(0.2, 1.0, dim)
-    F = lambda x: -m / (1 - m) * source.density(x[None], source.rest())[0] ** (m - 1) + x.square().sum() / 2  # noqa: E731
+    F = lambda x: -m / (1 - m) * source.density(x[None], radius=source.rest())[0] ** (m - 1) + x.square().sum() / 2  # noqa: E731
     torch.testing.assert_close(torch.func.grad(F)(x), torch.zeros(dim), atol=1e-10, rtol=0)
 
 

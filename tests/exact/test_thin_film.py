@@ -31,7 +31,7 @@ def test_it_solves_the_equation(dim):
     x = 0.3 * torch.randn(6, dim, generator=torch.Generator().manual_seed(dim))
 
     def density(y, s):
-        return film.density(y[None], film.radius(s))[0]
+        return film.density(y[None], t=s)[0]
 
     def divergence(field, y):
         return torch.func.jacrev(field)(y).diagonal().sum()
@@ -55,7 +55,7 @@ def test_moments_and_energy_by_quadrature(dim):
     film, R = SmythHill(dim, 0.6), torch.tensor(1.3)
     r = torch.linspace(0, 1.3, 40001)
     y = torch.cat([r[:, None], torch.zeros(len(r), dim - 1)], 1).requires_grad_()
-    rho = film.density(y, R)
+    rho = film.density(y, radius=R)
     (grad,) = torch.autograd.grad(rho.sum(), y)
     shell = {1: 2.0, 2: 2 * torch.pi, 3: 4 * torch.pi}[dim] * r ** (dim - 1)
     rho = rho.detach()

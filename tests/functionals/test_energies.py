@@ -66,9 +66,9 @@ def test_the_thin_film_step_keeps_its_family():
     R = film.radius(1.0)
     for n in (60, 120):
         grid = Grid(-5.0, 5.0, n)
-        p = film.density(grid.points(torch.zeros(1)), R)
+        p = film.density(grid.points(torch.zeros(1)), radius=R)
         out = CONVEX(Dirichlet(), Backward(Dirichlet()).metric, Density(p / (p.sum() * grid.volume), grid), tau)
-        errors.append((out.mu.values - film.density(out.mu.points, film.jko(R, tau))).abs().mean().item())
+        errors.append((out.mu.values - film.density(out.mu.points, radius=film.jko(R, tau))).abs().mean().item())
     assert errors[1] < 0.5 * errors[0] and errors[1] < 1e-3
 
 

@@ -111,14 +111,14 @@ def test_barenblatt(d):
     source, n = diffusion.barenblatt(2.0, d), 80 if d == 1 else 40
     grid = ox.Grid((-3.0,) * d, (3.0,) * d, (n,) * d)
     x = grid.points(torch.zeros(()))
-    values = source.density(x, source.radius(1.0)).reshape(grid.shape)
+    values = source.density(x, t=1.0).reshape(grid.shape)
     mu = ox.Density(values / values.sum() / grid.volume, grid)
     F, metric = ox.Entropy(), ox.Mobility(plain)
     tau = 0.8 * mu.stable_step(metric.descent(F, mu)).item()
     count = math.ceil(1.0 / tau)
     times = [1.0 * k / count for k in range(count + 1)]
     end = ox.record(ox.flow(ox.Forward(F, metric), mu, times), every=count).final
-    want = source.density(x, source.radius(1.5)).reshape(grid.shape)
+    want = source.density(x, t=1.5).reshape(grid.shape)
     assert (end.values - want).abs().sum() * grid.volume < 0.02
     assert end.cov.diagonal().sum().item() == pytest.approx(source.second_moment(source.radius(1.5)).item(), rel=0.02)
     assert (end.values >= 0).all()

@@ -148,7 +148,7 @@ def test_barenblatt_steps_to_barenblatt(dim: int, n: int):
     old = family.radius(1.0)
     for cells in (n // 2, n):
         grid = Grid((-3,) * dim, (3,) * dim, (cells,) * dim)
-        sample = lambda r: averages(lambda x: family.density(x, r), grid)  # noqa: B023, E731
+        sample = lambda r: averages(lambda x: family.density(x, radius=r), grid)  # noqa: B023, E731
         mu, exact = sample(old), sample(family.jko(old, 0.1))
         out = Dynamic()(PorousMedium(2.0), W2, mu, 0.1)
         assert out.stats.converged and out.stats.iterations <= 200
@@ -343,7 +343,7 @@ def test_a_thin_film_steps_to_a_thin_film():
     old = family.radius(1.0)
     for n in (20, 40):
         grid = Grid((-3.5, -3.5), (3.5, 3.5), (n, n))
-        mu, exact = (averages(lambda x, r=r: family.density(x, r), grid) for r in (old, family.jko(old, 0.1)))
+        mu, exact = (averages(lambda x, r=r: family.density(x, radius=r), grid) for r in (old, family.jko(old, 0.1)))
         out = Dynamic()(Dirichlet(), W2, mu, 0.1)
         assert out.stats.converged and out.stats.objective <= Dirichlet()(mu)
         errors.append(l1(out.mu, exact))

@@ -37,10 +37,10 @@ def barenblatt_error(n: int, d: int, m: float, tau: float) -> tuple[float, float
     grid, B = Grid((0.0,) * d, (1.0,) * d, (n,) * d), barenblatt(m, d, coefficient=0.005)
     R = B.radius(0.1)
     new = B.jko(R, tau)
-    mu = density(lambda x: B.density(x - 0.5, R), grid)
+    mu = density(lambda x: B.density(x - 0.5, radius=R), grid)
     out = STRICT(0.005 * PorousMedium(m), Wasserstein(), mu, tau)
     distance2 = out.stats.distance2.item() / B.w2_squared(R, new).item() - 1
-    return l1(out.mu, averages(lambda x: B.density(x - 0.5, new), grid)), distance2
+    return l1(out.mu, averages(lambda x: B.density(x - 0.5, radius=new), grid)), distance2
 
 
 @pytest.mark.parametrize(("d", "m", "n"), [(1, 2.0, 64), (1, 3.0, 64), (1, 1.5, 64), (2, 2.0, 32), (2, 1.5, 32)])
@@ -90,7 +90,7 @@ def test_many_tiny_steps_of_heat_move_at_the_right_speed():
 def test_many_tiny_steps_of_barenblatt_reach_the_right_radius():
     grid, B = Grid((0.0, 0.0), (1.0, 1.0), (32, 32)), barenblatt(2.0, 2, coefficient=0.005)
     tau, R = 0.004, B.radius(0.1)
-    mu = density(lambda x: B.density(x - 0.5, R), grid)
+    mu = density(lambda x: B.density(x - 0.5, radius=R), grid)
     final = ox.record(ox.flow(ox.Backward(0.005 * PorousMedium(2.0)), mu, torch.arange(6) * tau)).final
     moved = B.second_moment(B.jko(R, tau, 5)) - B.second_moment(R)
     spread = final.cov.diagonal().sum() - mu.cov.diagonal().sum()
