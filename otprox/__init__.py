@@ -1,6 +1,19 @@
 """otprox: proximal steps and gradient flows over probability measures."""
 
-from . import chaos, domains, exact, functionals, kernels, measures, metrics, observe, polchinski, schemes, solvers
+from . import (
+    chaos,
+    domains,
+    exact,
+    functionals,
+    kernels,
+    measures,
+    metrics,
+    observe,
+    polchinski,
+    schemes,
+    scores,
+    solvers,
+)
 from .adagrad import Adagrad
 from .adaptive import Adaptive, Richardson
 from .domains import Box, Euclidean, Torus
@@ -100,6 +113,7 @@ __all__ = [
     "polchinski",
     "record",
     "schemes",
+    "scores",
     "solvers",
     "sweep",
 ]

@@ -41,7 +41,8 @@ class NoisyForward(Step):
         if not isinstance(mu, Particles):
             raise TypeError(f"NoisyForward perturbs Particles, not a {type(mu).__name__}; use Forward")
         tau, beta = step_size(t0, t1), self._amplitude(t0)
-        velocity = self.metric.over(t0, t1).descent(self.F.at(t0).drawn(), mu)
+        F, stats = self.F.at(t0).drawn().fitted(mu, last)
+        velocity = self.metric.over(t0, t1).descent(F, mu)
         if not isinstance(velocity, Velocity):
             raise TypeError(f"NoisyForward needs a metric with a velocity, not {type(self.metric).__name__}")
         u = torch.randn(mu.x.shape, generator=self.generator, dtype=mu.x.dtype, device=mu.x.device)
@@ -50,7 +51,7 @@ class NoisyForward(Step):
             return velocity.field(mu.domain.wrap(x + beta * u) if beta else x)
 
         moved = mu.with_state(log_density=None).move(Velocity(perturbed), tau)
-        return Out(finite(moved, f"NoisyForward({self.F}) at t = {t0:g}"))
+        return Out(finite(moved, f"NoisyForward({self.F}) at t = {t0:g}"), stats)
 
     def generators(self) -> tuple[torch.Generator, ...]:
         return tuple({id(g): g for g in (self.generator, *self.F.generators())}.values())

@@ -43,7 +43,7 @@ class Forward(Step):
     """Explicit step μ ↦ (id − tau·K_μ ∇δF/δμ)#μ, with F at t0 and the metric over [t0, t1].
 
     On Gaussians it is the Bures–Wasserstein gradient step. On a Density it is a conservative finite-volume step, and
-    tau above its stable step is refused.
+    tau above its stable step is refused. The stats are those of the fit where F estimates a score, None otherwise.
     """
 
     F: Functional
@@ -58,8 +58,9 @@ class Forward(Step):
         constraint = constraint_in(F)
         if constraint is not None:
             raise TypeError(f"Forward({F}) declines: {constraint.needs_implicit()}")
+        F, stats = F.fitted(mu, last)
         moved = mu.move(self.metric.over(t0, t1).descent(F, mu), tau)
-        return Out(finite(moved, f"Forward({F}) at t = {t0:g}"))
+        return Out(finite(moved, f"Forward({F}) at t = {t0:g}"), stats)
 
     def generators(self) -> tuple[torch.Generator, ...]:
         return self.F.generators()

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "otprox"
 ORDER = """
-    domains kernels pairwise lattice measures functionals metrics solvers steps multistep adaptive adagrad
+    domains kernels pairwise lattice measures scores functionals metrics solvers steps multistep adaptive adagrad
     noisy pseudospectral storage sweep flow observe chaos schemes exact polchinski verify plot demo cli
 """.split()
 HEAVY = "scipy cvxpy clarabel ot matplotlib tqdm rich sklearn xarray pandas pykeops joblib".split()

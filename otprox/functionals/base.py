@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..measures import Field, Gaussian, Measure
+from ..measures.base import jacobian
 from .local_prox import LocalProx
 
 
@@ -37,7 +38,9 @@ class Functional(ABC):
     `convexity`         its λ: F is λ-convex along W2 geodesics; None when not known           step-size checks
     `weak`              ∇φ integrated by parts, so that no score of μ is needed                Stein on particles
     `drawn`             F as one explicit step sees it: with its random batch drawn            Forward
-    `generators`        the generators that `drawn` draws from                                 checkpoints
+    `fitted`            F as one explicit step from μ sees it: with its score estimated        Forward
+    `generators`        the generators that these two draw from                                checkpoints
+    `hessian`           ∇²φ at points; by automatic differentiation unless given               carried densities
     ==================  =====================================================================  ==============
     """
 
@@ -52,6 +55,13 @@ class Functional(ABC):
     @abstractmethod
     def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
         """∇φ at points x (*batch, n, d), or at μ's own nodes or cells."""
+
+    def hessian(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        """∇²φ at points x, or at μ's own nodes, (*batch, n, d, d): row i is the gradient of ∂φ/∂x_i, d backward passes.
+
+        Of an estimated score it is the Jacobian, which need not be symmetric.
+        """
+        return jacobian(lambda y: self.gradient(mu, y), mu.points if x is None else x)
 
     def at(self, t: float) -> Functional:
         """F at time t: itself, unless Varying."""
@@ -83,8 +93,15 @@ class Functional(ABC):
         """F as one explicit step sees it: itself, unless it is estimated from random batches."""
         return self
 
+    def fitted(self, mu: Measure, last: Any = None) -> tuple[Functional, Any]:
+        """F as one explicit step from μ sees it, and the stats of what was estimated for that: itself and None.
+
+        `last` is the stats of the step before, a warm start.
+        """
+        return self, None
+
     def generators(self) -> tuple[torch.Generator, ...]:
-        """The random generators that `drawn` draws from."""
+        """The random generators that `drawn` and `fitted` draw from."""
         return ()
 
     def diffusivity(self, mu: Measure) -> Tensor:
@@ -150,6 +167,15 @@ class Composite(Functional):
 
     def drawn(self) -> Functional:
         return Sum(tuple(c * f.drawn() for c, f in self.terms)) if self.generators() else self
+
+    def fitted(self, mu: Measure, last: Any = None) -> tuple[Functional, Any]:
+        """The stats are a tuple, one entry a term, unless no term has any."""
+        warm = last if isinstance(last, tuple) and len(last) == len(self.terms) else (None,) * len(self.terms)
+        parts = [(c, f, *f.fitted(mu, before)) for (c, f), before in zip(self.terms, warm, strict=True)]
+        if all(new is f for _, f, new, _ in parts):
+            return self, None
+        stats = tuple(stats for *_, stats in parts)
+        return Sum(tuple(c * new for c, _, new, _ in parts)), stats if any(s is not None for s in stats) else None
 
     def generators(self) -> tuple[torch.Generator, ...]:
         return tuple({id(g): g for _, f in self.terms for g in f.generators()}.values())

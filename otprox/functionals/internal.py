@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..measures import Density, Gaussian, Measure, Quantiles
+from ..measures import Density, Gaussian, Measure, Particles, Quantiles
 from ..measures.covariance import inverse
+from ..scores import as_estimator
 from .atom import Atom, NotConvex, nonnegative
 from .base import Functional
 from .conjugate import Conjugate
@@ -101,15 +102,52 @@ def _relative_gaps(x: Any, usual: Any) -> Any:
 
 @dataclass(frozen=True)
 class Entropy(Internal):
-    """∫ ρ log ρ. Its flow is the heat equation ∂t ρ = Δρ (Jordan, Kinderlehrer, Otto 1998)."""
+    """∫ ρ log ρ. Its flow is the heat equation ∂t ρ = Δρ (Jordan, Kinderlehrer, Otto 1998).
+
+    Particles have no density of their own. With `score`, explicit steps see it on Particles through an estimate of
+    ∇log ρ: an estimator of `otprox.scores`, such as `scores.Network`, or a function of points where the score is known
+    (of time too: `Varying(lambda t: Entropy(score=…))`). A step fits the estimator once; observers fit it anew each
+    time. The value needs a `log_density`, which such steps carry along. Measures with a density ignore `score`.
+
+    >>> import torch, otprox as ox
+    >>> heat = ox.Forward(ox.Entropy(score=ox.scores.GaussianFit()))
+    >>> heat(ox.Particles(torch.tensor([[-2.0], [2.0]])), 0.0, 1.0).mu.x  # x − tau·s, s = −x/4
+    tensor([[-2.5000],
+            [ 2.5000]])
+    """
+
+    score: Any = field(default=None, kw_only=True)
 
     affine: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.score is not None:
+            as_estimator(self.score)
 
     def per_mass(self, log_rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return log_rho, torch.ones_like(log_rho), torch.zeros_like(log_rho)
 
     def __call__(self, mu: Measure) -> Tensor:
+        if self.score is not None and isinstance(mu, Particles) and mu.log_density is None:
+            raise TypeError(
+                "a score gives the slope of the entropy, not its value. What would work for a value: "
+                "Particles(x, log_density=...), whose density explicit steps carry along, or Blob(width)"
+            )
         return mu.entropy()
+
+    def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        if self.score is None or not isinstance(mu, Particles):
+            return super().gradient(mu, x)
+        return as_estimator(self.score).fit(mu)(mu.points if x is None else x)
+
+    def fitted(self, mu: Measure, last: Any = None) -> tuple[Entropy, Any]:
+        if self.score is None or not isinstance(mu, Particles):
+            return self, None
+        known = as_estimator(self.score).fit(mu, last)
+        return Entropy(score=known), known.stats
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return () if self.score is None else as_estimator(self.score).generators()
 
     def conjugate(self, p: Tensor) -> Tensor:
         return p - 1

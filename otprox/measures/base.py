@@ -183,6 +183,25 @@ class Measure(ABC):
         return new
 
 
+def jacobian(v: Field, x: Tensor) -> Tensor:
+    """∇v at points x (*batch, n, d), for a v that acts on each point alone: (*batch, n, d, d), its rows the ∇v_i.
+
+    By d backward passes; differentiable again when x requires grad.
+    """
+    with torch.enable_grad():
+        y = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        out = v(y)
+        return torch.stack([_row(out[..., i].sum(), y, x.requires_grad) for i in range(x.shape[-1])], -2)
+
+
+def _row(value: Tensor, y: Tensor, create_graph: bool) -> Tensor:
+    """∇value at y; 0 where value does not depend on y."""
+    if not value.requires_grad:
+        return torch.zeros_like(y)
+    (g,) = torch.autograd.grad(value, y, retain_graph=True, create_graph=create_graph, allow_unused=True)
+    return torch.zeros_like(y) if g is None else g
+
+
 def representation(name: str) -> Any:
     """The class of measures of that name, for conversions between two files that would import each other."""
     return next(cls for cls in Measure.__subclasses__() if cls.__name__ == name)

@@ -23,6 +23,7 @@ from .base import (
     check_noise,
     check_weights,
     common_batch,
+    jacobian,
     representation,
 )
 from .cells import histogram
@@ -234,19 +235,7 @@ _CARRIED = (
 )
 
 
-def _row(value: Tensor, y: Tensor, create_graph: bool) -> Tensor:
-    """∇value at y; 0 where value does not depend on y."""
-    if not value.requires_grad:
-        return torch.zeros_like(y)
-    (g,) = torch.autograd.grad(value, y, retain_graph=True, create_graph=create_graph, allow_unused=True)
-    return torch.zeros_like(y) if g is None else g
-
-
 def _log_det(v: Field, x: Tensor, tau: float) -> Tensor:
-    """log|det(I + τ∇v)| at each point, by d backward passes."""
-    with torch.enable_grad():
-        y = x if x.requires_grad else x.detach().requires_grad_()
-        out = v(y)
-        rows = [_row(out[..., i].sum(), y, x.requires_grad) for i in range(x.shape[-1])]
+    """log|det(I + τ∇v)| at each point."""
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    return torch.linalg.slogdet(eye + tau * torch.stack(rows, -2)).logabsdet
+    return torch.linalg.slogdet(eye + tau * jacobian(v, x)).logabsdet
