@@ -10,13 +10,18 @@ For a kernel k of `otprox.kernels`, points x (*batch, m, d) and sources y (*batc
 - `stein_discrepancy(k, x, score, w)`: the squared kernel Stein discrepancy
 - `log_gaussian_sum(x, y, log_w, width)`: log Σ_j w_j exp(−|x_i − y_j|²/(2·width²))
 
+and between particles x and the nodes of a tensor-product grid, given by its axes, with φ = exp(−|x − g|²/(2·width²)):
+
+- `gaussian_spread(x, w, axes, width)`: Σ_j w_j φ(x_j − g) at every node g
+- `gaussian_gather(x, c, axes, width)`: Σ_g c_g φ(x_i − g); `gaussian_gather_slopes` is its gradient in x
+
 and for any even function W of displacements `convolve(W, x, y, w)`, with `Slope(W)` for its gradient.
 
-All take `engine=`: "dense" (all pairs at once), "tiled" (the default for many particles), "keops" (an extra), or
-"auto", which also takes the routes that are faster than all pairs where the kernel has one: moments, sorting, Fourier
-modes. Those of kernels and `convolve` take a `domain=`. `explain(k, x)` says which route and engine that is, and
-`sliced_sum` gives the standard error of slicing. Radial kernels go through matrix products in tiles of the size of a
-cache, each pair once where y is x itself, and derivatives of any order are again such sums.
+Sums over pairs take `engine=`: "dense" (all pairs at once), "tiled" (the default for many particles), "keops" (an
+extra), or "auto", which also takes the routes that are faster than all pairs where the kernel has one: moments,
+sorting, Fourier modes. Those of kernels and `convolve` take a `domain=`. `explain(k, x)` says which route and engine
+that is, and `sliced_sum` gives the standard error of slicing. Radial kernels go through matrix products in tiles of the
+size of a cache, each pair once where y is x itself, and derivatives of any order are again such sums.
 """
 
 from .convolution import Slope, convolve, evaluate
@@ -25,6 +30,7 @@ from .gaussian import log_gaussian_sum
 from .reductions import divergence_sum, gradient_sum, kernel_sum, stein_discrepancy, stein_sum, trace_sum
 from .routes import explain
 from .slicing import Estimate, sliced_sum
+from .tensor_grid import gaussian_gather, gaussian_gather_slopes, gaussian_spread
 from .tiles import TILE
 
 __all__ = [
@@ -38,6 +44,9 @@ __all__ = [
     "divergence_sum",
     "evaluate",
     "explain",
+    "gaussian_gather",
+    "gaussian_gather_slopes",
+    "gaussian_spread",
     "gradient_sum",
     "kernel_sum",
     "log_gaussian_sum",
