@@ -33,7 +33,8 @@ class Velocity(Tangent):
 
     `field` gives v at points. A metric that knows more says so, and each measure uses what it can: `potential` is φ at
     the measure's own nodes or cells when v = −Q∇φ with `mobility` Q (None: the identity), `affine` is (E v, E ∇v) under
-    a Gaussian, `faces` the normal velocity on the faces of a grid, one array an axis.
+    a Gaussian, `faces` the normal velocity on the faces of a grid, one array an axis, `jacobian` is (v, ∇v) at the
+    measure's own nodes, (*batch, n, d) and (*batch, n, d, d), by which a carried density moves.
     """
 
     field: Field
@@ -42,6 +43,7 @@ class Velocity(Tangent):
     affine: Callable[[], tuple[Tensor, Tensor]] | None = None
     mobility: Tensor | None = None
     faces: Callable[[], tuple[Tensor, ...]] | None = None
+    jacobian: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

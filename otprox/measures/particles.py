@@ -136,10 +136,15 @@ class Particles(Measure):
     def move(self, tangent: Tangent, tau: float) -> Particles:
         if not isinstance(tangent, Velocity):
             raise TypeError(f"Particles move along a Velocity, not a {type(tangent).__name__}; use a Density on a Grid")
-        v = tangent.field
         if self.log_density is None:
-            return self.push(lambda x: x.add(v(x), alpha=tau))
-        return self.push(lambda x: (x + tau * v(x), _log_det(v, x, tau)))
+            return self.push(lambda x: x.add(tangent.field(x), alpha=tau))
+
+        def carry(x: Tensor) -> tuple[Tensor, Tensor]:
+            v, slope = tangent.jacobian() if tangent.jacobian else (tangent.field(x), jacobian(tangent.field, x))
+            eye = torch.eye(self.dim, dtype=x.dtype, device=x.device)
+            return x + tau * v, torch.linalg.slogdet(eye + tau * slope).logabsdet
+
+        return self.push(carry)
 
     def diffuse(self, cov: Any, generator: torch.Generator | None = None) -> Particles:
         """Add N(0, cov) noise to every particle, cov a matrix or a Spectral. Needs a generator; drops a log-density."""
@@ -233,9 +238,3 @@ _CARRIED = (
     "the carried log-density is known at the particles only, not at other points and without its gradient; what would "
     "work: Blob(width) in place of Entropy, solver=solvers.GaussianMap(), or Gaussian.fit(mu)"
 )
-
-
-def _log_det(v: Field, x: Tensor, tau: float) -> Tensor:
-    """log|det(I + τ∇v)| at each point."""
-    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    return torch.linalg.slogdet(eye + tau * jacobian(v, x)).logabsdet

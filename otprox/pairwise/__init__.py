@@ -15,6 +15,10 @@ and between particles x and the nodes of a tensor-product grid, given by its axe
 - `gaussian_spread(x, w, axes, width)`: Σ_j w_j φ(x_j − g) at every node g
 - `gaussian_gather(x, c, axes, width)`: Σ_g c_g φ(x_i − g); `gaussian_gather_slopes` is its gradient in x
 
+for collisions with A(z) = |z|^γ(|z|²I − zzᵀ):
+
+- `collide(x, u, y, v, w, gamma)`: Σ_j w_j A(x_i − y_j)(u_i − v_j), and `collision_jacobian` with its slope in x_i
+
 and for any even function W of displacements `convolve(W, x, y, w)`, with `Slope(W)` for its gradient.
 
 Sums over pairs take `engine=`: "dense" (all pairs at once), "tiled" (the default for many particles), "keops" (an
@@ -24,6 +28,7 @@ that is, and `sliced_sum` gives the standard error of slicing. Radial kernels go
 size of a cache, each pair once where y is x itself, and derivatives of any order are again such sums.
 """
 
+from .collisions import collide, collision_jacobian
 from .convolution import Slope, convolve, evaluate
 from .engines import Choice, Engine, choose
 from .gaussian import log_gaussian_sum
@@ -40,6 +45,8 @@ __all__ = [
     "Estimate",
     "Slope",
     "choose",
+    "collide",
+    "collision_jacobian",
     "convolve",
     "divergence_sum",
     "evaluate",

@@ -38,6 +38,25 @@ def keops_sum(k: Radial, x: Tensor, y: Tensor, terms: Sequence[Term]) -> Tensor:
     return total
 
 
+def keops_collisions(x: Tensor, u: Tensor, y: Tensor, v: Tensor, w: Tensor, gamma: float) -> Tensor:
+    """Σ_j w_j A(x_i − y_j)(u_i − v_j), A(z) = |z|^γ(|z|²I − zzᵀ), (m, d); no batches. Pairs at one place count 0."""
+    from pykeops.torch import Genred
+
+    d = x.shape[-1]
+    aliases = [f"x = Vi({d})", f"u = Vi({d})", f"y = Vj({d})", f"v = Vj({d})", "w = Vj(1)", "g = Pm(1)"]
+    P, K = _powers(gamma)
+    sums = Genred(f"w*({P}*(u - v) - ({K}*((x - y)|(u - v)))*(x - y))", aliases, reduction_op="Sum", axis=1)
+    half = x.new_full((1,), gamma / 2)
+    return sums(*(t.contiguous() for t in (x, u, y, v, w[:, None])), half)
+
+
+def _powers(gamma: float) -> tuple[str, str]:
+    """|z|^{γ+2} and |z|^γ as formulas, the exponent g = γ/2 a parameter of the general one."""
+    s, r = "SqDist(x, y)", "Rsqrt(SqDist(x, y))"
+    ready = {-3.0: (r, f"Square({r})*{r}"), -2.0: ("IntCst(1)", f"Square({r})"), -1.0: (f"Sqrt({s})", r)}
+    return ready.get(gamma, (f"Powf({s}, g + IntCst(1))", f"Powf({s}, g)"))
+
+
 def _sources(t: Term, z: Any, lazy: Any) -> list[Any]:
     c = [] if t.c is None else [lazy(t.c[None].contiguous())]
     return c if t.b is None else [*c, lazy(t.b[None].contiguous()) * z]

@@ -91,3 +91,15 @@ def test_bad_input_is_named():
         Landau(0.0).onsager(ox.Gaussian([0.0, 0.0], torch.eye(2)), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="at one place"):
         Landau(-3.0).onsager(ox.Particles(torch.zeros(2, 3)), torch.eye(3)[:2])
+
+
+@pytest.mark.parametrize("gamma", [-3.0, 0.0])
+def test_a_density_is_carried_by_the_jacobian_of_the_velocity(gamma: float):
+    x, w = cloud(40, 3, 5)[0].x, cloud(40, 3, 5)[0].w
+    mu = ox.Particles(x, w, log_density=-x.square().sum(-1))
+    F = ox.Blob(0.5) + 0.3 * ox.Potential(lambda x: (x.square().sum(-1) ** 2) / 4)
+    v = Landau(gamma).descent(F, mu)
+    known, generic = mu.move(v, 1e-3), mu.move(ox.measures.Velocity(v.field), 1e-3)
+    torch.testing.assert_close(known.x, generic.x)
+    torch.testing.assert_close(known.log_density, generic.log_density, rtol=1e-12, atol=1e-12)
+    assert (known.log_density - mu.log_density).abs().max() > 1e-4
