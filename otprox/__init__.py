@@ -37,7 +37,18 @@ from .functionals import (
     Varying,
 )
 from .lattice import Lattice
-from .measures import Density, GaussHermite, Gaussian, Grid, Measure, Particles, Quantiles, Samples, Spectral
+from .measures import (
+    Density,
+    GaussHermite,
+    Gaussian,
+    Grid,
+    Measure,
+    Particles,
+    Quantiles,
+    Samples,
+    Spectral,
+    Trapezoidal,
+)
 from .metrics import Entropic, Landau, Metric, Mobility, Moving, Stein, Wasserstein
 from .multistep import BDF2
 from .noisy import NoisyForward
@@ -98,6 +109,7 @@ __all__ = [
     "Table",
     "Tick",
     "Torus",
+    "Trapezoidal",
     "Trajectory",
     "Varying",
     "Wasserstein",

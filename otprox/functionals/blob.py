@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..domains import Torus
-from ..measures import Field, GaussHermite, Gaussian, Measure, Quadrature, Samples
+from ..measures import GaussHermite, Gaussian, Measure, Quadrature, Samples, Trapezoidal
 from ..measures.quadrature import log_normaliser
-from ..pairwise import log_gaussian_sum
 from .base import Functional, differentiate
+from .blob_integrals import AroundEach, BlobIntegral, OnGrid, apart
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,11 @@ class Blob(Functional):
 
         F = ∫ log(φ∗μ) dμ_q,    δF/δμ = q ∗ log(φ∗μ) + φ ∗ (μ_q/(φ∗μ)),    μ_q = q∗μ,
 
-    where q is a Dirac for "outer" and for "full" a `quadrature` of φ (Gauss–Hermite for d ≤ 3 unless given: 16, 16² or
-    8³ nodes a particle); the first variation is exact for the F that the quadrature defines.
+    where q is a Dirac for "outer" and for "full" a `quadrature` of φ; the first variation is exact for the F that the
+    quadrature defines. With `Trapezoidal(spacing)` the nodes are those of one grid for all particles, multiples of
+    spacing·width, and the sums go axis by axis, O(n) in place of O(n²). It is the default for d ≤ 3 where that grid has
+    no more nodes than Gauss–Hermite around each particle (16, 16² or 8³), which is the default elsewhere; the two
+    agree to 1e-4 or better.
 
     Carrillo, Craig, Patacchini, "A blob method for diffusion" (2019): "outer" is their regularised energy for m = 1.
     """
@@ -45,17 +48,22 @@ class Blob(Functional):
         if isinstance(mu, Gaussian):
             return self._gaussian_value(mu)
         y, w = _nodes(mu)
-        return (w * self._smeared(y, lambda x: self._log(x, y, w.log()))).sum(-1)
+        return self._integral(y).value(y, w)
 
     def first_variation(self, mu: Measure, x: Tensor | None = None) -> Tensor:
         if isinstance(mu, Gaussian):
             return self._gaussian_variation(mu, mu.points if x is None else x)
         y, w = _nodes(mu)
-        return self._variation(y, w, y if x is None else x)
+        x = y if x is None else x
+        return self._integral(y, x).variation(y, w, x)
 
     def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
-        at = _apart(mu.points if x is None else x, mu)
-        return differentiate(lambda y: self.first_variation(mu, y), at, "Blob")
+        if isinstance(mu, Gaussian):
+            at = apart(mu.points if x is None else x, *mu.state().values())
+            return differentiate(lambda y: self.first_variation(mu, y), at, "Blob")
+        y, w = _nodes(mu)
+        x = y if x is None else x
+        return self._integral(y, x).slopes(y, w, x)
 
     def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
         """(0, −S⁻¹) for "full" and (0, −S⁻¹ − width²·S⁻²) for "outer", S = Σ + width²·I."""
@@ -63,31 +71,23 @@ class Blob(Functional):
         outer = self.width**2 * inverse @ inverse if self.form == "outer" else 0.0
         return torch.zeros_like(mu.mean), -(inverse + outer)
 
-    def _log(self, x: Tensor, y: Tensor, log_w: Tensor) -> Tensor:
-        """log Σ_j w_j φ(x_i − y_j)."""
-        norm = 0.5 * x.shape[-1] * math.log(2 * math.pi * self.width**2)
-        return log_gaussian_sum(x, y, log_w, self.width) - norm
-
-    def _variation(self, y: Tensor, w: Tensor, x: Tensor) -> Tensor:
-        log_w = w.log()
-        offsets, weights = self._rule(y)
-        sources = _spread(y, offsets)
-        log_mass = _outer(log_w, weights.log()) - self._log(sources, y, log_w)
-        return self._smeared(x, lambda at: self._log(at, y, log_w)) + self._log(x, sources, log_mass).exp()
-
-    def _smeared(self, x: Tensor, f: Field) -> Tensor:
-        """(q∗f)(x)."""
-        offsets, weights = self._rule(x)
-        return f(_spread(x, offsets)).unflatten(-1, (-1, len(weights))) @ weights
-
-    def _rule(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets (k, d) and weights (k,) of q."""
-        dim = x.shape[-1]
+    def _integral(self, *points: Tensor) -> BlobIntegral:
+        like, dim = points[0], points[0].shape[-1]
         if self.form == "outer":
-            return x.new_zeros(1, dim), x.new_ones(1)
-        rule = self.quadrature or (GaussHermite(16 if dim < 3 else 8) if dim <= 3 else Samples(64))
-        z, weights = rule.nodes(dim, x.dtype, x.device)
-        return self.width * z, weights
+            return AroundEach(self.width, like.new_zeros(1, dim), like.new_ones(1))
+        rule = self.quadrature or self._cheaper(*points)
+        if isinstance(rule, Trapezoidal):
+            return OnGrid(self.width, rule.spacing)
+        z, weights = rule.nodes(dim, like.dtype, like.device)
+        return AroundEach(self.width, self.width * z, weights)
+
+    def _cheaper(self, *points: Tensor) -> Quadrature:
+        """The grid, unless particles are so few or far apart that nodes around each are fewer."""
+        (n, dim), grid = points[0].shape[-2:], Trapezoidal()
+        if dim > 3:
+            return Samples(64)
+        each = GaussHermite(16 if dim < 3 else 8)
+        return grid if OnGrid(self.width, grid.spacing).nodes(*points) <= n * each.order**dim else each
 
     def _blurred(self, mu: Gaussian) -> Gaussian:
         eye = torch.eye(mu.dim, dtype=mu.cov.dtype, device=mu.cov.device)
@@ -126,20 +126,3 @@ def _nodes(mu: Measure) -> tuple[Tensor, Tensor]:
     if isinstance(getattr(mu, "domain", None), Torus):
         raise TypeError("Blob lives on R^d, not on a Torus: use a Density on a periodic Grid with Entropy()")
     return x, w
-
-
-def _apart(x: Tensor, mu: Measure) -> Tensor:
-    """x as a tensor of its own, so that differentiating in it leaves the nodes of μ where they are."""
-    if x.requires_grad:
-        return x.view_as(x)
-    return x.detach().requires_grad_() if any(t.requires_grad for t in mu.state().values()) else x
-
-
-def _spread(x: Tensor, offsets: Tensor) -> Tensor:
-    """x_i + o_k, (*batch, n·k, d)."""
-    return (x[..., :, None, :] + offsets).flatten(-3, -2)
-
-
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """a_i + b_k, (*batch, n·k)."""
-    return (a[..., :, None] + b).flatten(-2)

@@ -5,7 +5,7 @@ from .density import Density
 from .gaussian import Gaussian
 from .grid import Grid
 from .particles import Particles
-from .quadrature import Antithetic, GaussHermite, Quadrature, Samples
+from .quadrature import Antithetic, GaussHermite, Quadrature, Samples, Trapezoidal
 from .quantiles import Quantiles
 from .spd import bures2, optimal_map, spectral, sqrtm
 from .spectral import Spectral
@@ -27,6 +27,7 @@ __all__ = [
     "Spectral",
     "Tangent",
     "Tangents",
+    "Trapezoidal",
     "Velocity",
     "bures2",
     "optimal_map",

@@ -29,12 +29,27 @@ class GaussHermite:
     order: int = 32
 
     def nodes(self, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        if self.order**dim > 2_000_000:
-            raise ValueError(
-                f"GaussHermite({self.order}) needs {self.order}^{dim} nodes in dimension {dim}; "
-                "use quadrature=Samples(n, seed) or a lower order"
-            )
         return _gauss_hermite(self.order, dim, dtype, device)
+
+
+@dataclass(frozen=True)
+class Trapezoidal:
+    """The trapezoidal rule on the lattice of multiples of `spacing`, cut where the Gaussian is the rounding of 1.
+
+    Its error for smooth functions falls like e^{−2π²/spacing²}: 6e-16 at 0.75. About (17/spacing)^d nodes, so for low
+    dimension (d ≤ 3); the nodes are those of a grid, which integrals around many particles share.
+    """
+
+    spacing: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0 < self.spacing <= 2:
+            raise ValueError(f"spacing must be in (0, 2], in standard deviations of the Gaussian; got {self.spacing}")
+
+    def nodes(self, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        last = int(math.sqrt(-2 * math.log(torch.finfo(torch.float64).eps)) / self.spacing)
+        z = self.spacing * torch.arange(-last, last + 1, dtype=torch.float64)
+        return _tensor_rule(z, (-0.5 * z.square()).exp(), dim, dtype, device)
 
 
 @dataclass(frozen=True)
@@ -76,10 +91,18 @@ def _gauss_hermite(order: int, dim: int, dtype: torch.dtype, device: torch.devic
     k = torch.arange(1, order, dtype=torch.float64)
     jacobi = torch.diag(k.sqrt(), 1) + torch.diag(k.sqrt(), -1)  # Golub–Welsch: eigenvalues are the nodes
     z, vectors = torch.linalg.eigh(jacobi)
-    w = vectors[0] ** 2
-    axes = torch.cartesian_prod(*[z] * dim).reshape(-1, dim)
+    return _tensor_rule(z, vectors[0] ** 2, dim, dtype, device)
+
+
+def _tensor_rule(z: Tensor, w: Tensor, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rule of nodes z and weights w on a line, along every axis."""
+    if len(z) ** dim > 2_000_000:
+        raise ValueError(
+            f"{len(z)} nodes an axis are {len(z)}^{dim} in dimension {dim}; take fewer, or Samples(n, seed)"
+        )
+    nodes = torch.cartesian_prod(*[z] * dim).reshape(-1, dim)
     weights = torch.cartesian_prod(*[w] * dim).reshape(-1, dim).prod(-1)
-    return axes.to(device, dtype), (weights / weights.sum()).to(device, dtype)
+    return nodes.to(device, dtype), (weights / weights.sum()).to(device, dtype)
 
 
 @lru_cache(maxsize=4)

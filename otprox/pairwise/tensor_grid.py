@@ -56,6 +56,11 @@ def gaussian_gather_slopes(x: Tensor, c: Tensor, axes: Axes, width: float) -> Te
     return _gather(sums, _raised((sums.value,)), x, c)
 
 
+def reach(x: Tensor, width: float) -> float:
+    """Where exp(−|z|²/(2·width²)) is the rounding of 1: at 8.5 widths in double precision, 5.6 in single."""
+    return width * math.sqrt(-2 * math.log(torch.finfo(x.dtype).eps))
+
+
 @dataclass(frozen=True, eq=False)
 class _Sums:
     """Sums of ∂^k φ, for several k at once; none of this is recorded by autograd. x and the rest have one batch."""
@@ -116,7 +121,7 @@ class _Sums:
         first = torch.arange(0, n, rows, device=x.device)
         along = x[..., 0].gather(-1, order).flatten(0, -2) if x.ndim > 2 else x[..., 0].gather(-1, order)[None]
         low, high = along[:, first].amin(0), along[:, (first + rows - 1).clamp_max(n - 1)].amax(0)
-        ends = torch.stack([low - self._reach(x), high + self._reach(x)])
+        ends = torch.stack([low - reach(x, self.width), high + reach(x, self.width)])
         return [slice(a, b) for a, b in torch.searchsorted(axis, ends).T.tolist()]
 
     def _rows(self, x: Tensor) -> int:
@@ -124,11 +129,8 @@ class _Sums:
         axis, n = self.axes[0], x.shape[-2]
         width = max(math.prod(self.shape[1:]), *self.shape)
         tile = TILE.get(x.device.type, TILE["cpu"]) // (x[..., 0, 0].numel() * width)
-        thin = n * self._reach(x) / max(float(axis[-1] - axis[0]), 1e-300)
+        thin = n * reach(x, self.width) / max(float(axis[-1] - axis[0]), 1e-300)
         return max(1, min(tile, max(_FEWEST, round(min(thin, n)))))
-
-    def _reach(self, x: Tensor) -> float:
-        return self.width * math.sqrt(-2 * math.log(torch.finfo(x.dtype).eps))
 
 
 @dataclass(frozen=True, eq=False)
