@@ -67,7 +67,7 @@ def porous_medium(m: float, V: Field | None = None, solver: Solver | None = None
     """∂t ρ = Δρᵐ + div(ρ∇V) for m > 1, by JKO steps: supports are compact, and fronts move at finite speed.
 
     Otto 2001, "The geometry of dissipative evolution equations: the porous medium equation".
-    `exact.diffusion.barenblatt` has steps in closed form.
+    `exact.diffusion.barenblatt` has steps in closed form, against which a tutorial judges the solvers.
     """
     if not m > 1:
         raise ValueError(f"the porous medium equation has m > 1, not {m}; fast_diffusion has m < 1, Entropy m = 1")
