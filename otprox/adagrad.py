@@ -13,7 +13,7 @@ from .measures import Measure, Particles
 from .metrics import Metric, Wasserstein
 from .solvers import Out, Stats
 from .solvers.base import warm_start
-from .steps import Step, check_nouns, finite, step_size
+from .steps import Step, check_nouns, finite, generators_of, step_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Adagrad(Step):
         return h + v.square() if self.decay == 1 else self.decay * h + (1 - self.decay) * v.square()
 
     def generators(self) -> tuple[torch.Generator, ...]:
-        return self.F.generators()
+        return generators_of(self.F, self.metric)
 
 
 def _stats(mu: Particles, v: Tensor, h: Tensor) -> Stats:

@@ -13,7 +13,7 @@ from .functionals import Functional
 from .measures import Measure, Particles, Velocity
 from .metrics import Metric, Wasserstein
 from .solvers import Out
-from .steps import Step, check_nouns, finite, step_size
+from .steps import Step, check_nouns, finite, generators_of, step_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class NoisyForward(Step):
         return Out(finite(moved, f"NoisyForward({self.F}) at t = {t0:g}"), stats)
 
     def generators(self) -> tuple[torch.Generator, ...]:
-        return tuple({id(g): g for g in (self.generator, *self.F.generators())}.values())
+        return tuple({id(g): g for g in (self.generator, *generators_of(self.F, self.metric))}.values())
 
     def _amplitude(self, t: float) -> float:
         beta = float(self.noise(t) if callable(self.noise) else self.noise)

@@ -63,7 +63,7 @@ class Forward(Step):
         return Out(finite(moved, f"Forward({F}) at t = {t0:g}"), stats)
 
     def generators(self) -> tuple[torch.Generator, ...]:
-        return self.F.generators()
+        return generators_of(self.F, self.metric)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +89,9 @@ class Backward(Step):
         require(solver, F, metric, mu)
         out = solver(F, metric, mu, tau, last)
         return Out(finite(out.mu, f"Backward({F}) by {type(solver).__name__} at t = {t1:g}"), out.stats)
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return self.metric.generators()
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +213,7 @@ class Chain(Step):
         return _run(mu, [(step, t0, t1) for step in self.steps], last)
 
     def generators(self) -> tuple[torch.Generator, ...]:
-        return _generators(*self.steps)
+        return generators_of(*self.steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +230,7 @@ class Split(Step):
         return _run(mu, self._legs(t0, (t0 + t1) / 2, t1), last)
 
     def generators(self) -> tuple[torch.Generator, ...]:
-        return _generators(self.a, self.b)
+        return generators_of(self.a, self.b)
 
     @abstractmethod
     def _legs(self, t0: float, mid: float, t1: float) -> list[tuple[Step, float, float]]:
@@ -301,6 +304,6 @@ def _links(step: Step) -> tuple[Step, ...]:
     return step.steps if isinstance(step, Chain) else (step,)
 
 
-def _generators(*steps: Step) -> tuple[torch.Generator, ...]:
-    found = {id(g): g for step in steps for g in step.generators()}
-    return tuple(found.values())
+def generators_of(*parts: Step | Functional | Metric) -> tuple[torch.Generator, ...]:
+    """The generators of all parts, each once."""
+    return tuple({id(g): g for part in parts for g in part.generators()}.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from ..functionals import Functional
@@ -33,6 +34,10 @@ class Metric(ABC):
     def over(self, t0: float, t1: float) -> Metric:
         """The metric that a step over [t0, t1] uses: itself, unless it moves."""
         return self
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """The random generators that the metric draws from."""
+        return ()
 
     def diffusion(self, mu: Measure, t0: float, t1: float) -> Tensor:
         """∫ Q_t dt over the step, (d, d) or (*batch, d, d): half the covariance of the exact heat flow."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..domains import Euclidean
 from ..functionals import Functional
 from ..measures import Measure, Particles, Velocity
 from ..pairwise import collide, collision_jacobian
+from ..pairwise.batches import Split
+from ..pairwise.collisions import check_apart
 from .base import Metric
 
 
@@ -23,34 +27,54 @@ class Landau(Metric):
     rounding; a forward Euler step of size τ still adds ½τ²Σw|v|² to the energy. Particles at one place with γ < −2
     are refused. `Forward(Blob(width, form="full"), Landau(γ))` is the particle method of
     Carrillo, Hu, Wang and Wu (2020).
+
+    With `batch`, velocities at the particles are over random batches of so many of them, drawn from `generator` at
+    every step anew: O(n·batch). Pairs of one batch count (n − 1)/(batch − 1) times, so the velocity is unbiased; the
+    two of a pair act on each other or not at all, so momentum and energy keep rate 0, with any weights. Velocities at
+    other points, and `dissipation`, are over all particles (Carrillo, Jin, Tang 2022).
+
+    A carried density moves by the Jacobian of the velocity, det(I + τ∇v), of the same batches.
     """
 
     gamma: float
     strength: float = 1.0
+    batch: int | None = field(default=None, kw_only=True)
+    generator: torch.Generator | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.gamma <= 1:
             raise ValueError(f"gamma must be in [−d, 1]: 0 for Maxwell molecules, −3 for Coulomb; got {self.gamma}")
         if not 0 < self.strength < math.inf:
             raise ValueError(f"strength must be positive and finite; got {self.strength}")
+        if self.batch is not None and self.batch < 2:
+            raise ValueError(f"batch must be at least 2 particles, or None for all pairs; got {self.batch}")
+        if (self.batch is None) != (self.generator is None):
+            raise ValueError("random batches need both: batch=64, generator=torch.Generator()")
 
     def onsager(self, mu: Measure, u: Tensor) -> Tensor:
-        x = self._points(mu)
-        return self._collide(mu, x, u, x, u)
+        self._points(mu)
+        return self._among(mu, lambda x, w, u: collide(x, u, x, u, w[..., 0], self.gamma), u)
 
     def descent(self, F: Functional, mu: Measure) -> Velocity:
-        y = self._points(mu)
+        points = self._points(mu)
 
-        def field(x: Tensor) -> Tensor:
-            here = F.gradient(mu, x)
-            return -self._collide(mu, x, here, y, here if x is y else F.gradient(mu, y))
+        def velocity(x: Tensor) -> Tensor:
+            u = F.gradient(mu, x)
+            return -self.onsager(mu, u) if x is points else -self._field(mu, x, u, F.gradient(mu, points))
 
         def jacobian() -> tuple[Tensor, Tensor]:
-            u = F.gradient(mu)
-            v, dv = collision_jacobian(y, u, F.hessian(mu), y, u, mu.weights, self.gamma)
-            return -self.strength * v, -self.strength * dv
+            v, slope = self._with_jacobian(mu, F.gradient(mu), F.hessian(mu))
+            return -v, -slope
 
-        return Velocity(field, jacobian=jacobian)
+        return Velocity(velocity, jacobian=jacobian)
+
+    def dissipation(self, F: Functional, mu: Measure) -> Tensor:
+        if self.batch is not None:
+            return Landau(self.gamma, self.strength).dissipation(F, mu)
+        return super().dissipation(F, mu)
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return () if self.generator is None else (self.generator,)
 
     def _points(self, mu: Measure) -> Tensor:
         if not isinstance(mu, Particles) or not isinstance(mu.domain, Euclidean):
@@ -59,6 +83,26 @@ class Landau(Metric):
             raise ValueError(f"Landau needs d ≥ 2 and gamma ≥ −d; got d = {mu.dim}, gamma = {self.gamma}")
         return mu.points
 
-    def _collide(self, mu: Measure, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Σ_j w_j A(x_i − y_j)(u_i − v_j)."""
-        return self.strength * collide(x, u, y, v, mu.weights, self.gamma)
+    def _field(self, mu: Measure, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """K_μ at points x with covectors u, where those of the particles are v."""
+        return self.strength * collide(x, u, mu.points, v, mu.weights, self.gamma)
+
+    def _with_jacobian(self, mu: Measure, u: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        """K_μ u and its Jacobian at the particles, (*batch, n, d) and (*batch, n, d, d), where ∇u is du."""
+        d = u.shape[-1]
+
+        def joined(x: Tensor, w: Tensor, u: Tensor, du: Tensor) -> Tensor:
+            v, slope = collision_jacobian(x, u, du.unflatten(-1, (d, d)), x, u, w[..., 0], self.gamma)
+            return torch.cat([v, slope.flatten(-2)], -1)
+
+        found = self._among(mu, joined, u, du.flatten(-2))
+        return found[..., :d], found[..., d:].unflatten(-1, (d, d))
+
+    def _among(self, mu: Measure, f: Callable[..., Tensor], *fields: Tensor) -> Tensor:
+        """strength·f(x, w, *fields) for w (*batch, n, 1): over all particles, or in random batches, without bias."""
+        x, w = mu.points, mu.weights[..., None]
+        if self.batch is None or self.generator is None:
+            return self.strength * f(x, w, *fields)
+        check_apart(x, self.gamma)
+        split = Split.draw(x.shape[-2], self.batch, self.generator, x.device)
+        return self.strength * split.scale * split.within(f, x, w, *fields)

@@ -50,7 +50,7 @@ class _Tiles:
     moments: Tensor  # (2, b, n, 1 + d): [w, w v] and [w, w y]
     far: Tensor  # (2, b, m, 1 + d)
     near: Tensor  # (b, m, d)
-    buffers: Tensor  # (BUFFERS, …)
+    buffer: Tensor  # (BUFFERS·pairs,)
 
     @classmethod
     def of(cls, points: Tensor, sources: Tensor, w: Tensor, gamma: float, same: bool) -> _Tiles:
@@ -61,12 +61,12 @@ class _Tiles:
         moments = torch.stack([torch.cat([w, w * t], -1) for t in (sources[..., d:], sources[..., :d])])
         far = points.new_zeros(2, *points.shape[:-1], 1 + d)
         near = torch.zeros_like(points[..., :d])
-        buffers = points.new_empty(BUFFERS, max(budget(w) // BUFFERS, len(w)))
+        buffer = points.new_empty(max(budget(w), BUFFERS * len(w)))
         a, b = (t.mT.contiguous() for t in (points, sources))
-        return cls(a, b, w, gamma, same, radius, moments, far, near, buffers)
+        return cls(a, b, w, gamma, same, radius, moments, far, near, buffer)
 
     def total(self) -> Tensor:
-        m, n, most = self.points.shape[-1], self.sources.shape[-1], self.buffers.shape[-1] // len(self.w)
+        m, n, most = self.points.shape[-1], self.sources.shape[-1], len(self.buffer) // (BUFFERS * len(self.w))
         rows = min(m, math.isqrt(most)) if m * n > most else m
         columns = rows if self.same else max(1, most // max(1, rows))
         for i in range(0, m, rows):
@@ -80,7 +80,7 @@ class _Tiles:
         """Add what the sources j do to the points i, and, mirrored, what the points do to the sources."""
         a, b = self.points[..., i, None], self.sources[..., None, j]
         shape = (BUFFERS, len(a), a.shape[-2], b.shape[-1])
-        z, q, s, t = self.buffers.flatten()[: math.prod(shape)].view(shape)
+        z, q, s, t = self.buffer[: math.prod(shape)].view(shape)
         self.invariants(a, b, z, q, s, t)
         least = s.amin().item()
         zero = None

@@ -135,7 +135,8 @@ def check_apart(x: Tensor, gamma: float) -> None:
     """Refuse two of the points x (*batch, n, d) at one place where A is infinite."""
     if gamma >= -2:
         return
-    for item in x.detach().reshape(-1, *x.shape[-2:]):
-        first = item[:, 0].sort().values
-        if (first[1:] == first[:-1]).any() and len(item.unique(dim=0)) < len(item):
+    first = x.detach()[..., 0].sort(-1).values
+    suspect = (first[..., 1:] == first[..., :-1]).any(-1)
+    for item in x.detach()[suspect]:
+        if len(item.unique(dim=0)) < len(item):
             raise ValueError(at_one_place(gamma))

@@ -1,4 +1,5 @@
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ def cloud(n: int = 40, d: int = 3, seed: int = 0, *batch: int) -> tuple[ox.Parti
     x, u = torch.randn(2, *batch, n, d, generator=generator)
     w = torch.rand(*batch, n, generator=generator)
     return ox.Particles(x, w / w.sum(-1, keepdim=True)), u
+
+
+def in_batches(gamma: float, batch: int, seed: int = 0) -> Landau:
+    return Landau(gamma, 0.7, batch=batch, generator=torch.Generator().manual_seed(seed))
 
 
 def direct(mu: ox.Particles, u: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -89,8 +94,26 @@ def test_bad_input_is_named():
         Landau(0.0).onsager(*cloud(5, 1))
     with pytest.raises(TypeError, match="Particles"):
         Landau(0.0).onsager(ox.Gaussian([0.0, 0.0], torch.eye(2)), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="gamma ≥ −d"):
+        Landau(-3.0).onsager(*cloud(5, 2))
+    with pytest.raises(ValueError, match="batch must be"):
+        in_batches(0.0, 1)
+    with pytest.raises(ValueError, match="need both"):
+        Landau(0.0, batch=10)
+
+
+@pytest.mark.parametrize("n", [2, 3, 700])
+@pytest.mark.parametrize("metric", [Landau(-3.0), in_batches(-2.5, 2)], ids=["all pairs", "batches"])
+def test_particles_at_one_place_are_refused_where_A_is_infinite(metric: Landau, n: int):
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    x[-1] = x[0]
+    mu = ox.Particles(x)
     with pytest.raises(ValueError, match="at one place"):
-        Landau(-3.0).onsager(ox.Particles(torch.zeros(2, 3)), torch.eye(3)[:2])
+        metric.onsager(mu, x.sin())
+    with pytest.raises(ValueError, match="at one place"):
+        metric.descent(ox.Potential(lambda x: x.square().sum(-1).cos()), mu).jacobian()
+    for gamma in (-2.0, -1.0, 0.5):
+        assert Landau(gamma).onsager(mu, x.sin()).isfinite().all()
 
 
 @pytest.mark.parametrize("gamma", [-3.0, 0.0])
@@ -103,3 +126,50 @@ def test_a_density_is_carried_by_the_jacobian_of_the_velocity(gamma: float):
     torch.testing.assert_close(known.x, generic.x)
     torch.testing.assert_close(known.log_density, generic.log_density, rtol=1e-12, atol=1e-12)
     assert (known.log_density - mu.log_density).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("n", "size"), [(4, 2), (5, 2), (5, 3), (5, 4)])
+@pytest.mark.parametrize("gamma", [-3.0, 0.0, 0.5])
+def test_random_batches_are_unbiased(monkeypatch, gamma: float, n: int, size: int):
+    """The mean over every order of the particles is the sum over all pairs, of the velocity and of its Jacobian."""
+    mu, u = cloud(n, 3)
+    F = ox.Potential(lambda x: x.square().sum(-1).cos())
+    orders = [torch.tensor(p) for p in permutations(range(n))]
+    draws = iter(orders + orders)
+    monkeypatch.setattr(torch, "randperm", lambda *_, **__: next(draws))
+    metric = in_batches(gamma, size)
+    mean = sum(metric.onsager(mu, u) for _ in orders) / len(orders)
+    torch.testing.assert_close(mean, Landau(gamma, 0.7).onsager(mu, u), rtol=1e-12, atol=1e-13)
+    slope = sum(metric.descent(F, mu).jacobian()[1] for _ in orders) / len(orders)
+    torch.testing.assert_close(slope, Landau(gamma, 0.7).descent(F, mu).jacobian()[1], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("gamma", [-3.0, -1.0, 0.0, 1.0])
+@pytest.mark.parametrize("n", [64, 67, 65])
+def test_random_batches_keep_momentum_and_energy(gamma: float, n: int):
+    mu, u = cloud(n, 3, 0, 2)
+    metric = in_batches(gamma, 8)
+    first, second = metric.onsager(mu, u), metric.onsager(mu, u)
+    assert not torch.allclose(first, second)
+    for v in (first, second):
+        size = (mu.w[..., None] * v.abs()).sum((-2, -1)).max()
+        assert (mu.w[..., None] * v).sum(-2).abs().max() < 1e-13 * size
+        assert (mu.w[..., None] * v * mu.x).sum((-2, -1)).abs().max() < 1e-13 * size
+        assert ((mu.w[..., None] * v * u).sum((-2, -1)) > 0).all()
+
+
+def test_one_batch_of_all_is_the_sum_over_all_pairs():
+    mu, u = cloud(20, 3)
+    torch.testing.assert_close(in_batches(-3.0, 20).onsager(mu, u), Landau(-3.0, 0.7).onsager(mu, u))
+    torch.testing.assert_close(in_batches(-3.0, 99).onsager(mu, u), Landau(-3.0, 0.7).onsager(mu, u))
+
+
+def test_a_flow_in_random_batches_repeats_and_observers_draw_nothing():
+    metric, mu = in_batches(0.5, 8), cloud(50, 2)[0]
+    F = ox.Blob(0.5, form="full")
+    path = ox.flow(ox.Forward(F, metric), mu, [0.0, 0.1, 0.2, 0.3])
+    assert path.step.generators() == (metric.generator,)
+    first = ox.record(path).final.x
+    rate = ox.record(path, rate=lambda tick: metric.dissipation(F, tick.after)).final.x
+    torch.testing.assert_close(first, rate, rtol=0, atol=0)
+    torch.testing.assert_close(metric.dissipation(F, mu), Landau(0.5, 0.7).dissipation(F, mu), rtol=0, atol=0)
