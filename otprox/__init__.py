@@ -16,6 +16,7 @@ from . import (
 )
 from .adagrad import Adagrad
 from .adaptive import Adaptive, Richardson
+from .conservative import DiscreteGradient, Midpoint
 from .domains import Box, Euclidean, Torus
 from .flow import Path, Tick, Trajectory, flow, record
 from .functionals import (
@@ -69,6 +70,7 @@ __all__ = [
     "Congestion",
     "Density",
     "Dirichlet",
+    "DiscreteGradient",
     "Drift",
     "Entropic",
     "Entropy",
@@ -87,6 +89,7 @@ __all__ = [
     "Lattice",
     "Measure",
     "Metric",
+    "Midpoint",
     "Minibatch",
     "Mobility",
     "Moments",

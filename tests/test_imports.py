@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "otprox"
 ORDER = """
     domains kernels pairwise lattice measures scores functionals metrics solvers steps multistep adaptive adagrad
-    noisy pseudospectral storage sweep flow observe chaos schemes exact polchinski verify plot demo cli
+    conservative noisy pseudospectral storage sweep flow observe chaos schemes exact polchinski verify plot demo cli
 """.split()
 HEAVY = "scipy cvxpy clarabel ot matplotlib tqdm rich sklearn xarray pandas pykeops joblib".split()
 

@@ -30,12 +30,16 @@ class Anderson:
         images, residuals, gram = self._history(image)
         if self.last is not None:
             self._remember(image, residual, forget | self.last[2])
-        if bool(forget.any()):
-            for part in (images, residuals, gram):
-                part[forget] = 0.0
+        self.clear(forget)
         self.last = image, residual, forget
         gamma = _least_squares(gram, (residuals @ residual[..., None])[..., 0])
         return image - (gamma[..., None, :] @ images)[..., 0, :]
+
+    def clear(self, items: Tensor) -> None:
+        """Empty the history of these items; the next difference is that from their last point."""
+        if self.history is not None and bool(items.any()):
+            for part in self.history:
+                part[items] = 0.0
 
     def carried(self, linear: Callable[[Tensor], Tensor]) -> Anderson:
         """The history of a similar iteration as a start for another, to whose vectors `linear` takes these."""

@@ -82,7 +82,7 @@ def exact(mu: Measure, objective: Tensor, distance2: Tensor, map: Callable[[Tens
     )
 
 
-def report(stats: Stats, solver: Solver, advice: str, on_failure: OnFailure = "warn") -> Stats:
+def report(stats: Stats, solver: object, advice: str, on_failure: OnFailure = "warn") -> Stats:
     """Pass stats on; when an item did not converge, warn or raise with its residual and what to try."""
     if on_failure not in ("warn", "raise"):
         raise ValueError(f"on_failure must be 'warn' or 'raise', not {on_failure!r}")
