@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..measures import Grid, Particles
+
 
 @dataclass(frozen=True)
 class BKW:
@@ -21,6 +23,9 @@ class BKW:
 
     non-negative while K ≥ d/(d + 2), the default of K₀. Times before that are refused: with d = 3, C = 1/24 and K₀ = 0,
     those before 6 log(5/2). Velocities v are (…, d), times are numbers (Krook, Wu 1977; Carrillo, Hu, Wang, Wu 2020).
+
+    With `width`, f is f∗N(0, width²·I), which blobs of particles of the law stand for: a law of the same form, of the
+    Gaussian's temperature S = K + width² in place of K and the bracket 1 − d(1 − K)/(2S) + (1 − K)|v|²/(2S²).
 
     >>> round(BKW(2, 1 / 16).entropy(0.0), 9)
     -2.721945551
@@ -44,60 +49,70 @@ class BKW:
             raise ValueError(f"at t = {t}, K = {K:.6g} is under d/(d + 2) = {least:.6g} and f would be negative")
         return max(K, least)
 
-    def log_density(self, v: Tensor, t: float) -> Tensor:
+    def log_density(self, v: Tensor, t: float, *, width: float = 0.0) -> Tensor:
         """log f(v), (…); −∞ where f vanishes, at v = 0 if K = d/(d + 2)."""
-        K, s = self.K(t), self._s(v, t)
-        a, q = self._factor(t)
-        return (a + q * s).log() - s - self.d / 2 * math.log(2 * math.pi * K)
+        S, a, q = self._form(t, width)
+        s = self._square(v) / (2 * S)
+        return (a + q * s).log() - s - self.d / 2 * math.log(2 * math.pi * S)
 
-    def density(self, v: Tensor, t: float) -> Tensor:
+    def density(self, v: Tensor, t: float, *, width: float = 0.0) -> Tensor:
         """f(v), (…)."""
-        return self.log_density(v, t).exp()
+        return self.log_density(v, t, width=width).exp()
 
-    def score(self, v: Tensor, t: float) -> Tensor:
+    def score(self, v: Tensor, t: float, *, width: float = 0.0) -> Tensor:
         """∇ log f(v), (…, d); infinite where f vanishes."""
-        a, q = self._factor(t)
-        slope = (q / (a + q * self._s(v, t)) - 1) / self.K(t)
+        S, a, q = self._form(t, width)
+        slope = (q / (a + q * self._square(v) / (2 * S)) - 1) / S
         return slope[..., None] * v
+
+    def particles(self, grid: Grid, t: float, *, dtype: torch.dtype | None = None) -> Particles:
+        """One particle at the centre of every cell of the grid, weighed by f there; a tail beyond the grid is left out.
+
+        >>> BKW().particles(Grid((-4, -4), (4, 4), (80, 80)), t=0.0).x.shape
+        torch.Size([6400, 2])
+        """
+        v = grid.points(torch.empty(0, dtype=dtype))
+        return Particles(v, torch.softmax(self.log_density(v, t), -1))
 
     def velocity(self, v: Tensor, t: float) -> Tensor:
         """U with ∂t f + div(fU) = 0, (…, d): −∫A(v − v*)(∇log f − ∇log f*) f* dv* = −(d − 1)C(v + ∇log f(v))."""
         return -(self.d - 1) * self.strength * (v + self.score(v, t))
 
-    def moment(self, m: int, t: float) -> float:
+    def moment(self, m: int, t: float, *, width: float = 0.0) -> float:
         """E|v|^{2m} = (2K)^m (d/2)(d/2 + 1)⋯(d/2 + m − 1) (1 + m(1 − K)/K)."""
-        K = self.K(t)
+        S, _, q = self._form(t, width)
         rising = math.prod(self.d / 2 + i for i in range(m))
-        return (2 * K) ** m * rising * (1 + m * (1 - K) / K)
+        return (2 * S) ** m * rising * (1 + m * q)
 
-    def entropy(self, t: float) -> float:
-        """H = −d/2 log(2πK) − d/(2K) + E log(bracket), the last by quadrature in |v|²/2K."""
-        K, (a, q) = self.K(t), self._factor(t)
+    def entropy(self, t: float, *, width: float = 0.0) -> float:
+        """H = −d/2 log(2πK) − E|v|²/2K + E log(bracket), the last by quadrature in |v|²/2K."""
+        S, a, q = self._form(t, width)
         s, w = self._quadrature
         bracket = a + q * s
         expected = float((w * bracket * bracket.log()).sum())
-        return expected - self.d / (2 * K) - self.d / 2 * math.log(2 * math.pi * K)
+        return expected - self.moment(1, t, width=width) / (2 * S) - self.d / 2 * math.log(2 * math.pi * S)
 
-    def fisher(self, t: float) -> float:
-        """I = ∫|∇f|²/f."""
-        a, q = self._factor(t)
+    def fisher(self, t: float, *, width: float = 0.0) -> float:
+        """I = ∫|∇f|²/f, which is −2 times the derivative of the entropy in width²."""
+        S, a, q = self._form(t, width)
         s, w = self._quadrature
         bracket = a + q * s
-        return float((w * s * (bracket - q) ** 2 / bracket).sum()) * 2 / self.K(t)
+        return float((w * s * (bracket - q) ** 2 / bracket).sum()) * 2 / S
 
     def entropy_rate(self, t: float) -> float:
         """dH/dt = −(d − 1)C(I − d)."""
         return radial_entropy_rate(self.fisher(t), self.d, strength=self.strength)
 
-    def _s(self, v: Tensor, t: float) -> Tensor:
+    def _square(self, v: Tensor) -> Tensor:
         if v.shape[-1] != self.d:
             raise ValueError(f"v must be (…, {self.d}); got {tuple(v.shape)}")
-        return v.square().sum(-1) / (2 * self.K(t))
+        return v.square().sum(-1)
 
-    def _factor(self, t: float) -> tuple[float, float]:
-        """The bracket of f is a + q|v|²/2K."""
-        q = (1 - self.K(t)) / self.K(t)
-        return max(1 - self.d * q / 2, 0.0), q
+    def _form(self, t: float, width: float = 0.0) -> tuple[float, float, float]:
+        """(S, a, q): f is N(0, S·I) times the bracket a + q|v|²/2S."""
+        S = self.K(t) + width**2
+        q = (1 - self.K(t)) / S
+        return S, max(1 - self.d * q / 2, 0.0), q
 
     @cached_property
     def _quadrature(self) -> tuple[Tensor, Tensor]:

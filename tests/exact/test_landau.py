@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from otprox import Grid
 from otprox.exact import landau
 from otprox.exact.landau import BKW
 
@@ -53,6 +54,44 @@ def test_moments_and_entropy_are_those_of_the_density(solution: BKW, t: float):
     K, d = solution.K(t), solution.d
     assert solution.moment(2, t) == pytest.approx(d * (d + 2) * (2 * K - K**2), rel=1e-14)
     assert float((f * solution.log_density(v, t)).sum()) * cell == pytest.approx(solution.entropy(t), abs=1e-8)
+
+
+@pytest.mark.parametrize("width", [0.08, 0.7])
+@pytest.mark.parametrize(("solution", "t"), [(FLAT, 0.0), (BKW(3, 0.3, K0=0.7), 0.2)])
+def test_bkw_smoothed_is_the_convolution(solution: BKW, t: float, width: float):
+    v = torch.randn(5, solution.d, generator=torch.Generator().manual_seed(5))
+    y, cell = grid(solution.d, half=9 * width, n=61)
+    normal = torch.exp(-y.square().sum(-1) / (2 * width**2)) / (2 * math.pi * width**2) ** (solution.d / 2)
+    convolved = cell * solution.density(v[:, None] - y, t) @ normal
+    torch.testing.assert_close(solution.density(v, t, width=width), convolved, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [0.08, 0.7])
+def test_entropy_moments_and_score_of_bkw_smoothed(width: float):
+    v, cell = grid(2, half=12.0, n=601)
+    f, log = FLAT.density(v, 0.3, width=width), FLAT.log_density(v, 0.3, width=width)
+    assert float((f * log).sum()) * cell == pytest.approx(FLAT.entropy(0.3, width=width), abs=1e-10)
+    score = FLAT.score(v, 0.3, width=width)
+    assert float((f * score.square().sum(-1)).sum()) * cell == pytest.approx(FLAT.fisher(0.3, width=width), rel=1e-10)
+    for m in range(4):
+        moment = float((f * v.square().sum(-1) ** m).sum()) * cell
+        assert moment == pytest.approx(FLAT.moment(m, 0.3, width=width), rel=1e-10)
+    h = 1e-5
+    ahead, behind = (FLAT.entropy(0.3, width=math.sqrt(width**2 + s * h)) for s in (1, -1))
+    assert (ahead - behind) / (2 * h) == pytest.approx(-FLAT.fisher(0.3, width=width) / 2, rel=1e-7)
+    at = torch.randn(6, 2, generator=torch.Generator().manual_seed(6)).requires_grad_()
+    (slope,) = torch.autograd.grad(FLAT.log_density(at, 0.3, width=width).sum(), at)
+    torch.testing.assert_close(FLAT.score(at.detach(), 0.3, width=width), slope)
+
+
+@pytest.mark.parametrize(("solution", "t"), [(FLAT, 0.0), (SPACE, 6.0)])
+def test_particles_of_bkw_have_its_moments(solution: BKW, t: float):
+    """The midpoint rule: to the tail beyond the grid."""
+    cells = Grid((-7.0,) * solution.d, (7.0,) * solution.d, (40 if solution.d == 2 else 30,) * solution.d)
+    mu = solution.particles(cells, t)
+    assert mu.expect(lambda v: v.square().sum(-1) ** 2).item() == pytest.approx(solution.moment(2, t), rel=1e-6)
+    torch.testing.assert_close(mu.cov, torch.eye(solution.d), rtol=0, atol=1e-7)
+    assert solution.particles(cells, t, dtype=torch.float32).x.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("solution", "t"), [(FLAT, 0.7), (SPACE, 6.0), (BKW(3, 0.2), 0.5)])
