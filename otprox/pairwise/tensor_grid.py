@@ -15,7 +15,7 @@ from .tiles import TILE
 Axes = Sequence[Tensor]  # the nodes along each axis, increasing: (s_1,), …, (s_d,)
 Orders = tuple[tuple[int, ...], ...]  # derivatives of the Gaussian along each axis, one tuple a column
 
-_FEWEST = 64  # particles in a block, where memory allows: fewer cost more in calls than they save in nodes
+BLOCK = {"cpu": 512, "cuda": 8192}  # particles in a block: fewer cost more in calls than they save in nodes
 
 
 def gaussian_spread(x: Tensor, w: Tensor, axes: Axes, width: float) -> Tensor:
@@ -23,9 +23,9 @@ def gaussian_spread(x: Tensor, w: Tensor, axes: Axes, width: float) -> Tensor:
 
     x (*batch, n, d), w (*batch, n); `axes` are d tensors, the nodes along each axis, shared by the batch. In the plane
     f = (w∘E₁)ᵀE₂ with the matrices E_a = exp(−(x_a − g_a)²/(2·width²)), n × s_a, and no n × s_1 × s_2 array is made.
-    Particles go in blocks of neighbours along the first axis, each of which sees only the nodes within its reach, where
-    the Gaussian is not 0 to rounding: 2n·r·s_2⋯s_d operations for r such nodes, and memory linear in n. Differentiable
-    to any order in x and w, since derivatives of these sums are sums of the same kind.
+    Particles go in blocks of neighbours, each of which sees only the nodes within its reach, where the Gaussian is not
+    0 to rounding; memory is linear in n. Differentiable to any order in x and w, since derivatives of these sums are
+    sums of the same kind.
 
     >>> axis = torch.tensor([0.0, 1.0])
     >>> gaussian_spread(torch.zeros(1, 2), torch.ones(1), [axis, axis], width=1.0)
@@ -79,77 +79,95 @@ class _Sums:
 
     def spread(self, orders: Orders, x: Tensor, w: Tensor) -> Tensor:
         """Σ_j Σ_q w_jq ∂^{k_q}φ(x_j − g), (*batch, s_1, …, s_d), for w (*batch, n, q)."""
-        f = x.new_zeros(*x.shape[:-2], self.shape[0], math.prod(self.shape[1:]))
+        f = x.new_zeros(*x.shape[:-2], *self.shape)
         for block in self._blocks(x, orders):
-            weights = block.pick(w)
+            weights, near = block.pick(w), f[block.nodes]
             for column, k in enumerate(orders):
                 left = weights[..., column, None] * block.bells[0][k[0]]
-                f[..., block.nodes, :] += left.mT @ block.outer(k)
-        return f.reshape(*x.shape[:-2], *self.shape)
+                near += (left.mT @ block.outer(k)).reshape(near.shape)
+        return f
 
     def gather(self, orders: Orders, x: Tensor, c: Tensor) -> Tensor:
         """Σ_g c_g ∂^{k_q}φ(x_i − g), (*batch, n, q)."""
-        c = c.reshape(*x.shape[:-2], self.shape[0], -1)
         out = x.new_empty(*x.shape[:-1], len(orders))
         for block in self._blocks(x, orders):
-            inner = {k: bell @ c[..., block.nodes, :] for k, bell in block.bells[0].items()}
+            near = c[block.nodes]
+            near = near.reshape(*near.shape[: x.ndim - 1], -1)
+            inner = {k: bell @ near for k, bell in block.bells[0].items()}
             block.put(out, torch.stack([block.contract(inner[k[0]], k) for k in orders], -1))
         return out
 
     def _blocks(self, x: Tensor, orders: Orders) -> Iterator[_Block]:
-        """The particles in blocks of neighbours along the first axis, with the nodes in their reach."""
-        n, rows = x.shape[-2], self._rows(x)
-        if rows >= n:
-            yield self._block(x, None, slice(None), orders)
-            return
-        order = x[..., 0].argsort(-1)
-        for start, nodes in zip(range(0, n, rows), self._within(x, order, rows), strict=True):
-            index = order[..., start : start + rows]
-            yield self._block(x.take_along_dim(index[..., None], -2), index, nodes, orders)
+        """The particles in blocks of neighbours, none larger than a tile, with the nodes in their reach."""
+        order, rows = self._neighbours(x)
+        x = x.take_along_dim(order[..., None], -2)
+        for start, nodes in zip(range(0, x.shape[-2], rows), self._within(x, rows), strict=True):
+            counts = [s.stop - s.start for s in nodes]
+            entries = x[..., 0, 0].numel() * max(math.prod(counts[1:]), *counts)
+            size = max(1, TILE.get(x.device.type, TILE["cpu"]) // entries)
+            parts = (t.narrow(t.ndim - 2, start, min(rows, t.shape[-2] - start)) for t in (x, order[..., None]))
+            for some, index in zip(*(part.split(size, -2) for part in parts), strict=True):
+                yield _Block(index, (..., *nodes), self._bells(some, nodes, orders))
 
-    def _block(self, x: Tensor, index: Tensor | None, nodes: slice, orders: Orders) -> _Block:
-        least = math.log(torch.finfo(x.dtype).tiny) / len(self.axes)  # what underflows takes fifty times as long
-        bells = []
-        for a, axis in enumerate(self.axes):
-            z = x[..., a, None] / self.width - (axis[nodes] if a == 0 else axis) / self.width
+    def _bells(self, x: Tensor, nodes: tuple[slice, ...], orders: Orders) -> list[dict[int, Tensor]]:
+        bells, least = [], math.log(torch.finfo(x.dtype).tiny) / len(nodes)
+        for a, (axis, near) in enumerate(zip(self.axes, nodes, strict=True)):
+            z = x[..., a, None] / self.width - axis[near] / self.width
             bells.append(_bells(z, sorted({k[a] for k in orders}), self.width, least))
-        return _Block(index, nodes, bells)
+        return bells
 
-    def _within(self, x: Tensor, order: Tensor, rows: int) -> list[slice]:
-        """For each block, the nodes along the first axis that any of its particles reaches, over the whole batch."""
-        n, axis = x.shape[-2], self.axes[0].contiguous()
-        first = torch.arange(0, n, rows, device=x.device)
-        along = x[..., 0].gather(-1, order).flatten(0, -2) if x.ndim > 2 else x[..., 0].gather(-1, order)[None]
-        low, high = along[:, first].amin(0), along[:, (first + rows - 1).clamp_max(n - 1)].amax(0)
-        ends = torch.stack([low - reach(x, self.width), high + reach(x, self.width)])
-        return [slice(a, b) for a, b in torch.searchsorted(axis, ends).T.tolist()]
+    def _neighbours(self, x: Tensor) -> tuple[Tensor, int]:
+        """An order of the particles, (*batch, n), and how many rows of it make a block of neighbours.
 
-    def _rows(self, x: Tensor) -> int:
-        """Blocks about as thin as the reach of a particle, and no larger than a tile."""
-        axis, n = self.axes[0], x.shape[-2]
-        width = max(math.prod(self.shape[1:]), *self.shape)
-        tile = TILE.get(x.device.type, TILE["cpu"]) // (x[..., 0, 0].numel() * width)
-        thin = n * reach(x, self.width) / max(float(axis[-1] - axis[0]), 1e-300)
-        return max(1, min(tile, max(_FEWEST, round(min(thin, n)))))
+        Along each axis in turn groups of equal size are sorted and cut, into pieces not much thinner than the reach.
+        """
+        n, d = x.shape[-2:]
+        cuts, left = [], n / BLOCK.get(x.device.type, BLOCK["cpu"])
+        for a, axis in enumerate(self.axes):
+            most = float(axis[-1] - axis[0]) / reach(x, self.width)
+            cuts.append(max(1, round(min(left ** (1 / (d - a)), most))))
+            left /= cuts[-1]
+        rows = -(-n // math.prod(cuts))
+        group = rows * math.prod(cuts)
+        x = torch.nn.functional.pad(x.detach(), (0, 0, 0, group - n), value=torch.inf)
+        order = torch.arange(group, device=x.device).expand(x.shape[:-1])
+        for a, cut in enumerate(cuts):
+            if cut > 1:
+                along = x[..., a].gather(-1, order).unflatten(-1, (-1, group)).argsort(-1)
+                order = order.unflatten(-1, (-1, group)).gather(-1, along).flatten(-2)
+            group //= cut
+        return order[..., :n], rows
+
+    def _within(self, x: Tensor, rows: int) -> list[tuple[slice, ...]]:
+        """For each block, the nodes along each axis that any of its particles reaches, over the whole batch."""
+        x = x.detach().reshape(-1, *x.shape[-2:])
+        blocks = [x[:, start : start + rows] for start in range(0, x.shape[-2], rows)]
+        low = torch.stack([block.amin((0, 1)) for block in blocks], -1) - reach(x, self.width)
+        high = torch.stack([block.amax((0, 1)) for block in blocks], -1) + reach(x, self.width)
+        ends = [
+            torch.searchsorted(axis, t)
+            for axis, t in zip(self.axes, torch.stack([low, high], 1).contiguous(), strict=True)
+        ]
+        return [
+            tuple(slice(min(a, s - 1), max(b, a + 1)) for (a, b), s in zip(block, self.shape, strict=True))
+            for block in torch.stack(ends).movedim(-1, 0).tolist()
+        ]
 
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """Some of the particles, and ∂^k φ of each along each axis: bells[a][k] is (*batch, r, s_a)."""
+    """Some particles, and ∂^k φ of each at the nodes near them along each axis: bells[a][k] is (*batch, r, s_a)."""
 
-    index: Tensor | None  # which particles, (*batch, r); None: all of them
-    nodes: slice  # those along the first axis that they reach
+    index: Tensor  # which particles, (*batch, r, 1)
+    nodes: tuple[Any, ...]  # an ellipsis for the batch, and a slice of each axis
     bells: list[dict[int, Tensor]]
 
     def pick(self, t: Tensor) -> Tensor:
         """Rows of t (*batch, n, q)."""
-        return t if self.index is None else t.take_along_dim(self.index[..., None], -2)
+        return t.take_along_dim(self.index, -2)
 
     def put(self, out: Tensor, rows: Tensor) -> None:
-        if self.index is None:
-            out.copy_(rows)
-        else:
-            out.scatter_(-2, self.index[..., None].expand(rows.shape), rows)
+        out.scatter_(-2, self.index.expand(rows.shape), rows)
 
     def outer(self, k: tuple[int, ...]) -> Tensor:
         """The product over all axes but the first, (*batch, r, s_2⋯s_d)."""
@@ -228,10 +246,15 @@ def _sums(x: Tensor, axes: Axes, width: float) -> _Sums:
 
 
 def _bells(z: Tensor, orders: list[int], width: float, least: float) -> dict[int, Tensor]:
-    """d^k/dx^k exp(−z²/2) = (−1/width)^k He_k(z) exp(−z²/2) at z = (x − g)/width, for each k asked for."""
+    """d^k/dx^k exp(−z²/2) = (−1/width)^k He_k(z) exp(−z²/2) at z = (x − g)/width, for each k asked for.
+
+    Exponents under `least` are raised to it: what underflows takes fifty times as long.
+    """
     bell = z.square().mul_(-0.5).clamp_min_(least).exp_()
-    found, before = {0: bell}, torch.zeros_like(bell)
+    found = {0: bell}
+    z = z.mul_(-1 / width)
     for k in range(max(orders)):
-        before, bell = bell, -(z * bell / width + k * before / width**2)
-        found[k + 1] = bell
+        found[k + 1] = z * found[k]
+        if k:
+            found[k + 1].sub_(found[k - 1], alpha=k / width**2)
     return {k: found[k] for k in orders}

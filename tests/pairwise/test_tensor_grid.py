@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from otprox import pairwise
 from otprox.pairwise import gaussian_gather, gaussian_gather_slopes, gaussian_spread
+from otprox.pairwise.tensor_grid import BLOCK
 
 
 def axes(d: int, n: int = 9) -> list[Tensor]:
@@ -31,10 +32,11 @@ def pairs(x: Tensor, d: int, width: float) -> Tensor:
     return torch.exp(-(x[..., :, None, :] - nodes).square().sum(-1) / (2 * width**2))
 
 
-@pytest.mark.parametrize("tile", [1 << 18, 1 << 9])
+@pytest.mark.parametrize(("block", "tile"), [(256, 1 << 18), (8, 1 << 18), (64, 1 << 9)])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 @pytest.mark.parametrize("d", [1, 2, 3])
-def test_sums_are_those_over_all_pairs(monkeypatch, tile, batch, d):
+def test_sums_are_those_over_all_pairs(monkeypatch, block, tile, batch, d):
+    monkeypatch.setitem(BLOCK, "cpu", block)
     monkeypatch.setitem(pairwise.TILE, "cpu", tile)
     width, (x, w, c) = 0.3, data(300, d, batch)
     x.requires_grad_()
@@ -58,7 +60,7 @@ def test_gather_is_the_adjoint_of_spread():
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_derivatives_of_two_orders(monkeypatch, d):
     monkeypatch.setitem(pairwise.TILE, "cpu", 64)
-    monkeypatch.setattr("otprox.pairwise.tensor_grid._FEWEST", 2)
+    monkeypatch.setitem(BLOCK, "cpu", 2)
     x, w, _ = data(3, d, (2,))
     few = [axis[::4] for axis in axes(d)]
     c = torch.randn(2, *(len(axis) for axis in few), generator=torch.Generator().manual_seed(1))
