@@ -18,6 +18,7 @@ from .kantorovich import Kantorovich
 from .modes import Modes
 from .quantile import Quantile
 from .scaling import Scaling
+from .self_consistent import SelfConsistent
 from .static import entropic_cost
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Quantile",
     "Saturating",
     "Scaling",
+    "SelfConsistent",
     "Solver",
     "Stats",
     "benamou_brenier",

@@ -16,6 +16,7 @@ from .kantorovich import Kantorovich
 from .modes import Modes
 from .quantile import Quantile
 from .scaling import Scaling
+from .self_consistent import SelfConsistent
 
 ORDER: list[Solver] = [
     Bures(),
@@ -26,6 +27,7 @@ ORDER: list[Solver] = [
     FreeSupport(),
     Kantorovich(),
     Dynamic(),
+    SelfConsistent(),
     Convex(),
     Descent(),
 ]

@@ -24,6 +24,7 @@ from .hopf_lax import HopfLax, envelope, tilt
 
 COARSEST = 16  # cells along an axis at which a cold start begins
 ROUGH = 1e-2  # the L1 residual to which the coarser grids are solved
+NEAR = 0.1  # the L1 residual from which the previous step is a better start than they are
 PATIENCE = 8  # steps after which breaks are called back from empty cells in any case
 GIVE = 0.01  # cells by which the softness of a ceiling may misplace mass
 REACH = 7.0  # the most that log ρ may fall in one step
@@ -95,7 +96,7 @@ class Kantorovich:
             objective=F_new + distance2 / (2 * tau),
             distance2=distance2,
             message=f"duality gap; the push-forward is within {point.mismatch.max().item():.2g} in L1",
-            warm={"phi": point.phi.reshape(mu.values.shape)},
+            warm={"price": (point.phi - dual.potential).reshape(mu.values.shape)},
             potentials=dual.potentials(point, mu, tau),
             map=dual.map(point, mu),
         )
@@ -105,12 +106,15 @@ class Kantorovich:
     def _start(self, dual: Dual, F: Functional, last: Any) -> tuple[Tensor, Tensor | int]:
         """Prices to start from, and the iterations they took.
 
-        Those of μ itself or of the previous step if they are near, else those of this step on a coarser grid.
+        U'(ρ) of the previous step, or of μ itself, if they are near; else the prices of this step on a coarser grid.
         """
-        warm = warm_start(last, "phi", dual.mu.values)
-        for phi in (dual.still(), None if warm is None else warm.reshape(dual.masses.shape)):
-            if phi is not None and bool((dual.at(phi, dual.tilts).mismatch <= ROUGH).all()):
+        warm = warm_start(last, "price", dual.mu.values)
+        if warm is not None:
+            phi = dual.potential + warm.reshape(dual.masses.shape)
+            if bool((dual.at(phi, dual.tilts).mismatch <= NEAR).all()):
                 return phi, 0
+        if bool((dual.at(dual.still(), dual.tilts).mismatch <= ROUGH).all()):
+            return dual.still(), 0
         grid = dual.grid
         shape = tuple(max((n + 1) // 2, min(n, COARSEST)) for n in grid.shape)
         if shape == grid.shape:
