@@ -134,7 +134,7 @@ class SelfConsistent:
         return best, out, iterations
 
     def _agrees(self, point: Point, mu: Density) -> Tensor:
-        """Whether the force that is left over moves ν by less than `tol` of the step, or √eps of a cell for rounding."""
+        """Whether the force that is left moves ν by less than `tol` of the step, or √eps of a cell for rounding."""
         least = torch.finfo(point.residual.dtype).eps ** 0.5 * min(mu.grid.spacing)
         return point.residual <= (self.tol * point.distance2.clamp_min(0).sqrt()).clamp_min(least)
 
