@@ -90,7 +90,7 @@ def test_a_spring_and_a_porous_medium_rest_at_barenblatt(m: float):
     for n in (64, 128):
         grid = box(1.6 * radius, 1, n)
         nodes = grid.nodes(8, torch.zeros(()))
-        values = sum(w * source.density(grid.points(torch.zeros(())) + z, radius) for z, w in nodes)
+        values = sum(w * source.density(grid.points(torch.zeros(())) + z, radius=radius) for z, w in nodes)
         mu = Density(values / (values.sum() * grid.volume), grid)
         out = STRICT(PorousMedium(m) + Interaction(spring), Wasserstein(), mu, 1.0)
         moved.append(l1(out.mu, mu))
