@@ -100,41 +100,54 @@ class Interaction(Functional):
         )
 
     def _on_cells(self, mu: Density, c: float) -> Atom:
-        like = mu.values
         if mu.grid.n > LARGEST:
             raise NotConvex(f"Interaction on {mu.grid.n} cells needs a full matrix; at most {LARGEST} cells")
-        sign = math.copysign(1.0, c)
-        root, slope, negative = _semidefinite(self.W, mu.grid, like.dtype, like.device, sign)
-        if negative:
+        sign, like = math.copysign(1.0, c), mu.values.new_zeros(())
+        if not _is_semidefinite(self.W, mu.grid, like.dtype, like.device, sign):
             raise NotConvex(
-                f"{sign:g}·Interaction is not convex in the density: among changes that keep the mass, its matrix has "
-                f"the eigenvalue {negative:.3g} of the largest; use the metric Entropic(reg), or Quantiles in 1-D"
+                f"{sign:g}·Interaction is not convex in the density: among changes that keep the mass, its matrix is "
+                "not positive semidefinite; use the metric Entropic(reg), or Quantiles in 1-D"
             )
         scale = abs(c) * mu.grid.volume**2
 
         def build(rho: Any, weight: Any) -> Any:
             import cvxpy as cp
 
+            root, slope = _square(self.W, mu.grid, like.dtype, like.device, sign)
             return weight * (cp.sum_squares(root @ rho) / 2 + slope @ rho)
 
         return Atom((Interaction, self.W, mu.grid, c > 0), build, (scale,))
 
 
 @lru_cache(maxsize=8)
-def _semidefinite(
+def _is_semidefinite(
     W: Callable[..., Tensor], grid: Grid, dtype: torch.dtype, device: torch.device, sign: float
-) -> tuple[Any, Any, float]:
+) -> bool:
+    """Whether ±δᵀWδ ≥ 0 for all changes δ that keep the mass, up to 1e-9 of the largest, by Cholesky's test."""
+    matrix, mean = _centred(W, grid, torch.zeros((), dtype=dtype, device=device), sign)
+    rounding = 1e-14 * len(matrix) * mean.abs().max() + torch.finfo(dtype).tiny
+    shift = 1e-9 * torch.linalg.matrix_norm(matrix, ord=math.inf) + rounding
+    return bool(torch.linalg.cholesky_ex(matrix + shift * torch.eye(len(matrix)).to(matrix)).info == 0)
+
+
+@lru_cache(maxsize=8)
+def _square(
+    W: Callable[..., Tensor], grid: Grid, dtype: torch.dtype, device: torch.device, sign: float
+) -> tuple[Any, Any]:
     """A (r, n) and b (n,) with ½|Aρ|² + b·ρ = ½ρ·sWρ + const for densities of mass 1 on n cells, s = ±1.
 
     With the constants projected out, ρ = mean + δ: ½δ·sWδ + mean·(sW1)·δ, and A is the root of the projected matrix.
-    Last, its lowest eigenvalue relative to the largest, 0 when that is not negative.
     """
-    matrix = sign * cell_matrix(W, grid, torch.zeros((), dtype=dtype, device=device)).double().cpu()
+    matrix, mean = _centred(W, grid, torch.zeros((), dtype=dtype, device=device), sign)
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = values > 1e-12 * values.abs().max()
+    root = (values[kept].sqrt() * vectors[:, kept]).mT
+    return root.numpy(), ((mean - mean.mean()) / grid.volume).numpy()
+
+
+def _centred(W: Callable[..., Tensor], grid: Grid, like: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+    """sW between the cells with the constants projected out on both sides, and its means (n,); float64 on the CPU."""
+    matrix = sign * cell_matrix(W, grid, like).double().cpu()
     mean = matrix.mean(0)
     centred = matrix - mean - mean[:, None] + mean.mean()
-    values, vectors = torch.linalg.eigh((centred + centred.mT) / 2)
-    largest = values.abs().max().item()
-    kept = values > 1e-12 * largest
-    root = (values[kept].sqrt() * vectors[:, kept]).mT
-    negative = values[0].item() / largest if values[0] < -1e-9 * largest else 0.0
-    return root.numpy(), ((mean - mean.mean()) / grid.volume).numpy(), negative
+    return (centred + centred.mT) / 2, mean

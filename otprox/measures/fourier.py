@@ -33,7 +33,13 @@ def transfer(W: Field, grid: Grid, like: Tensor) -> Tensor:
 
 def cell_matrix(W: Field, grid: Grid, like: Tensor) -> Tensor:
     """W(x_i − x_j) between the cells of a grid, (n, n), as `convolve_cells` has it."""
-    return convolve_cells(W, torch.eye(grid.n, dtype=like.dtype, device=like.device).reshape(-1, *grid.shape), grid)
+    sizes, d = _sizes(grid), grid.dim
+    where = []
+    for a, (n, size) in enumerate(zip(grid.shape, sizes, strict=True)):
+        k = torch.arange(n, device=like.device)
+        shape = [n if axis in (a, d + a) else 1 for axis in range(2 * d)]
+        where.append(((k[:, None] - k) % size).reshape(shape))
+    return _kernel(W, grid, sizes, like)[tuple(where)].reshape(grid.n, grid.n)
 
 
 def _kernel(W: Field, grid: Grid, sizes: tuple[int, ...], like: Tensor) -> Tensor:

@@ -38,10 +38,11 @@ class Convex:
 
     On a Density with Wasserstein: over transport plans between the n ≤ `max_cells` cells. Up to `max_full` pairs of
     cells, over all of them; beyond, over O(n) pairs, more being added until dual potentials certify that no plan over
-    all pairs has an objective lower by more than 1e-6 of itself (`sparse_plan`). The exact W2 step on a fixed grid
-    freezes when it moves mass by less than half a cell, and a FrozenWarning says so. With Entropic ("lebesgue" or
-    "product"): over all pairs, n² at most `max_entries`. On Quantiles: over the n ≤ `max_quantiles` sorted positions.
-    Functionals, constraints among them, enter by their `atom(mu, c)`.
+    all pairs has an objective lower by more than 1e-6 of itself (`sparse_plan`). The exact W2 step between centres of
+    cells moves mass by whole cells: it freezes when it should move by less than half a cell, and in part up to about
+    one and a half, and a FrozenWarning says so. With Entropic ("lebesgue" or "product"): over all pairs, n² at most
+    `max_entries`. On Quantiles: over the n ≤ `max_quantiles` sorted positions. Functionals, constraints among them,
+    enter by their `atom(mu, c)`.
 
     A program over all pairs or over quantiles is compiled once per shape, structure of F and metric, and solved again
     through its parameters; this instance keeps the last few. Those over few pairs differ from step to step, and take

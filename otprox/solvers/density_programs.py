@@ -21,8 +21,11 @@ from .sparse_plan import Certified, Settings, certified_plans
 Energy = Callable[[Density], list[Atom]]  # the atoms of F on a density
 
 
+FROZEN = 1.5  # cells of motion below which a step between the centres of cells is known to stick
+
+
 class FrozenWarning(UserWarning):
-    """The exact step moved mass by less than half a cell: on a fixed grid it freezes."""
+    """The step moved mass by about a cell or less: between the centres of cells it freezes, or does in part."""
 
 
 class Compiler(Protocol):
@@ -52,7 +55,7 @@ def over_few_pairs(settings: Settings, energy: Energy, metric: Wasserstein, mu: 
     for item, one, flow in zip(new, found, flows, strict=True):
         item.index_add_(0, one.pairs.new, flow)
     distance2 = 2 * tau * torch.stack([one.cost @ p for one, p in zip(found, flows, strict=True)])
-    _warn_if_frozen(distance2, _nearest(precision, mu.grid))
+    _warn_if_frozen(distance2, precision, mu)
     return Found(
         _density(new, mu),
         [one.solution for one in found],
@@ -71,7 +74,7 @@ def over_all_pairs(compiler: Compiler, energy: Energy, metric: Wasserstein, mu: 
     own = [[m.numpy(), w.numpy()] for m, w in zip(masses, weights, strict=True)]
     solutions = [compiler.solve(program, [*o, *numbers(atoms, len(own), i)]) for i, o in enumerate(own)]
     plan, distance2 = _read(solutions, masses, q, components)
-    _warn_if_frozen(distance2, _nearest(_precision(metric, mu), mu.grid))
+    _warn_if_frozen(distance2, _precision(metric, mu), mu)
     return _dense_found(solutions, plan, distance2, mu)
 
 
@@ -155,13 +158,20 @@ def _nearest(precision: Tensor, grid: Grid) -> Tensor:
     return torch.cat([cost, torch.full_like(precision[:, :1, 0], torch.inf)], -1).amin(-1)
 
 
-def _warn_if_frozen(distance2: Tensor, nearest: Tensor) -> None:
+def _warn_if_frozen(distance2: Tensor, precision: Tensor, mu: Density) -> None:
+    """Below half a cell nothing moves; up to about one and a half, some of what should move stays where it is."""
+    nearest = _nearest(precision, mu.grid)
     moved = (distance2 / nearest).sqrt()
-    if torch.isfinite(nearest).all() and (moved < 0.5).any():
-        warnings.warn(
-            f"the step moves mass by {moved.min().item():.3g} cells (root mean square), less than half a cell: the "
-            "exact step between the cells of a fixed grid freezes there. Take larger steps or a finer grid, or use "
-            "Quantiles in 1-D, Entropic, or the default solver of the grid",
-            FrozenWarning,
-            stacklevel=5,
-        )
+    if not torch.isfinite(nearest).all() or not (moved < FROZEN).any():
+        return
+    least = moved.min().item()
+    harm = "less than half a cell: it freezes there" if least < 0.5 else "and some of it too little: it freezes in part"
+    axes = bool((precision - torch.diag_embed(precision.diagonal(dim1=-2, dim2=-1))).any())
+    warnings.warn(
+        f"the step moves mass by {least:.3g} cells (root mean square), {harm}, since the exact step between the "
+        "centres of cells moves by whole cells. Take larger steps or a finer grid, or what does not freeze: "
+        f"Kantorovich where F allows{' (on a grid along the principal axes of Q)' if axes else ''}, Entropic(reg), "
+        "Particles, or Quantiles in 1-D",
+        FrozenWarning,
+        stacklevel=5,
+    )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from otprox import Gaussian, Interaction, Particles, Potential, Torus
+from otprox.functionals.atom import NotConvex
 from otprox.kernels import RBF, Bilinear, Cosine, Energy, Laplace, Riesz
 from otprox.measures import Density, Grid, Quantiles
 
@@ -239,3 +240,30 @@ def test_convolution_on_a_grid_is_the_sum_over_cells():
         diagonal = torch.isinf(value)
         cell = torch.stack([log_gas(node) * w for node, w in grid.nodes(8, x)]).sum()
         torch.testing.assert_close(mu.convolve(log_gas), (torch.where(diagonal, cell, value) * mu.masses).sum(-1))
+
+
+@pytest.mark.parametrize("grid", [Grid(-2.0, 2.0, 12), Grid((0.0, 0.0), (1.0, 2.0), (5, 6))], ids=["line", "plane"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_convexity_in_the_density_is_the_sign_of_the_eigenvalues(grid: Grid, sign: float):
+    """Among changes that keep the mass; a constant is convex either way."""
+    mu, project = Density(torch.full(grid.shape, 1 / (grid.n * grid.volume)), grid), torch.eye(grid.n) - 1 / grid.n
+    waves = [lambda z, k=k: (k * z).cos().prod(-1) * (1 + z.square().sum(-1)) for k in (0.0, 3.0)]
+    verdicts = []
+    for W in (RBF(0.3), RBF(1.0), *waves, lambda z: 7e5 + 0 * z.sum(-1)):
+        matrix = sign * project @ torch.tensor(pairs(W, mu)) @ project
+        try:
+            Interaction(W).atom(mu, sign)
+            verdicts.append(True)
+        except NotConvex as error:
+            assert "not positive semidefinite" in str(error)
+            verdicts.append(False)
+        assert verdicts[-1] == (
+            torch.linalg.eigvalsh(matrix).min().item() > -1e-9 * max(1.0, matrix.abs().max().item())
+        )
+    assert len(set(verdicts)) == 2
+
+
+def pairs(W, mu: Density) -> list[list[float]]:
+    """W(x_i − x_j), directly."""
+    z = mu.points[:, None] - mu.points[None]
+    return (W.profile(z) if isinstance(W, RBF) else W(z)).tolist()

@@ -30,6 +30,7 @@ from otprox import (
     Quantiles,
     Wasserstein,
 )
+from otprox.exact.proximal import prox_entropy
 from otprox.functionals import Functional
 from otprox.functionals.atom import Atom, NotConvex
 from otprox.solvers import ConvergenceError, ConvergenceWarning
@@ -335,8 +336,27 @@ def test_a_frozen_step_says_so():
     assert abs(new.cov.item() - mu.cov.item()) < 2e-3 * 0.2  # the heat flow adds 2·tau; this one barely moves
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        SOLVER(Entropy(), Wasserstein(), mu, 0.5)
+        SOLVER(Entropy(), Wasserstein(), normal(Grid(-5, 5, 40), 0.0, 1.0), 0.5)
         SOLVER(Entropy(), Entropic(0.5), mu, 1e-3)
+
+
+def test_a_step_of_one_cell_freezes_in_part_and_says_so():
+    """From N(0, 1) by 0.05: the exact step has the variance 1.0979."""
+    mu, exact = normal(Grid(-5, 5, 200), 0.0, 1.0), prox_entropy(Gaussian([0.0], [[1.0]]), 0.05).cov.item()
+    with pytest.warns(FrozenWarning, match=r"moves mass by 0.9\d+ cells .*freezes in part"):
+        new = SOLVER(Entropy(), Wasserstein(), mu, 0.05).mu
+    assert 1e-3 < exact - new.cov.item() < 1e-2
+
+
+def test_a_metric_with_skew_axes_is_biased_by_whole_cells_alone():
+    """The Gaussian closed form, to the second order in cells that are small against the step; a coarse grid warns."""
+    metric, mu = Wasserstein(torch.tensor([[1.0, 0.5], [0.5, 0.8]])), Gaussian([0.0, 0.0], [[0.6, 0.1], [0.1, 0.9]])
+    exact = ox.Backward(Entropy(), metric)(mu, 0.0, 0.5).mu.cov
+    with pytest.warns(FrozenWarning, match=r"principal axes of Q"):
+        coarse = SOLVER(Entropy(), metric, mu.to_density(Grid((-7, -7), (7, 7), (16, 16))), 0.5).mu.cov
+    with pytest.warns(FrozenWarning, match=r"in part"):
+        fine = SOLVER(Entropy(), metric, mu.to_density(Grid((-7, -7), (7, 7), (28, 28))), 0.5).mu.cov
+    assert (coarse - exact).abs().max() > 0.05 and (fine - exact).abs().max() < 0.015
 
 
 def test_what_is_not_optimal_is_never_silent():
