@@ -124,6 +124,16 @@ def test_polchinski():
     torch.testing.assert_close(final.mean, mean)
 
 
+def test_landau():
+    landau = ox.Backward(ox.Entropy(), ox.Landau(gamma=-3))
+    law = ox.Gaussian(torch.zeros(3), torch.diag(torch.tensor([2.0, 0.5, 0.5])))
+    mu = law.to_particles(300, torch.Generator().manual_seed(0))  # with their log-density
+    run = ox.record(ox.flow(landau, mu, [0.0, 0.2]), energy=ox.observe.energy(ox.Entropy()), mass=ox.observe.mass)
+    assert run.final.cov[0, 0] < mu.cov[0, 0] and run.series["energy"][0] < mu.entropy()
+    torch.testing.assert_close(run.final.cov.trace(), mu.cov.trace())
+    torch.testing.assert_close(run.final.mean, mu.mean)
+
+
 TABLE = [
     "Gaussian Particles Quantiles Grid Density Potential Interaction Varying Quadratic Entropy PorousMedium KL Blob",
     "MMD Wasserstein Entropic Moving Stein Torus Euclidean Box Forward Backward Heat Drift Flow Strang flow record",

@@ -160,6 +160,10 @@ def test_metrics(name):
     assert ((a * u).sum() >= 0) and isinstance(metric.descent(FUNCTIONALS["Potential"], mu), measures.Velocity)
 
 
+PLANE = ox.Gaussian([0.0, 0.0], torch.diag(torch.tensor([2.0, 0.5]))).to_particles(
+    200, torch.Generator().manual_seed(0)
+)
+ELSEWHERE = {"CollisionFlow": (ox.Entropy(), ox.Landau(0.0), PLANE)}  # where a solver works that needs more than a line
 ARGUMENTS = {"BlockSpins": (Lattice(1),)}  # of solvers without a default
 
 
@@ -191,6 +195,9 @@ def test_solvers(cls):
                 elif reason is not None:
                     with pytest.raises(TypeError, match=cls.__name__):
                         ox.Backward(F, metric, solver)(mu, 0.0, 0.05)
+    if cls.__name__ in ELSEWHERE:
+        check_prox(solver, *ELSEWHERE[cls.__name__])
+        worked += 1
     assert worked > 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..domains import Euclidean
 from ..functionals import Functional
 from ..measures import Gaussian, Measure, Particles, Velocity
-from ..pairwise import collide, collision_jacobian
+from ..pairwise import collide, collision_jacobian, collisions_of_fields
 from ..pairwise.batches import Split
 from ..pairwise.collisions import check_apart
 from .base import Metric
@@ -85,6 +86,23 @@ class Landau(Metric):
 
     def generators(self) -> tuple[torch.Generator, ...]:
         return () if self.generator is None else (self.generator,)
+
+    def onsager_jacobian(self, mu: Measure, u: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
+        """K_μ u_k and their Jacobians at the particles, for K fields: (*batch, n, K, d) and (*batch, n, K, d, d).
+
+        u_k at the particles is u (*batch, n, K, d), ∂_b of its component a is du[…, a, b]. In random batches, the same
+        for all K.
+        """
+        x, w = self._points(mu), mu.weights
+        if self.gamma != 0 and self.batch is None and u.shape[-2] > 1:
+            V, DV = collisions_of_fields(x, u, du, w, self.gamma)
+            return self.strength * V, self.strength * DV
+        each = u.movedim(-2, -3)  # (*batch, K, n, d)
+        many = cast(Particles, mu).with_state(
+            x=x[..., None, :, :].expand_as(each), w=w[..., None, :].expand(each.shape[:-1]), log_density=None
+        )
+        V, DV = self._with_jacobian(many, each, du.movedim(-3, -4))
+        return V.movedim(-3, -2), DV.movedim(-4, -3)
 
     def _affine(self, F: Functional, mu: Gaussian) -> Velocity:
         """The affine field nearest to −K_μu, with u the affine covector nearest to ∇φ: E v = 0, E ∇v = E[v xᵀ]P⁻¹."""

@@ -17,7 +17,8 @@ and between particles x and the nodes of a tensor-product grid, given by its axe
 
 for collisions with A(z) = |z|^γ(|z|²I − zzᵀ):
 
-- `collide(x, u, y, v, w, gamma)`: Σ_j w_j A(x_i − y_j)(u_i − v_j), and `collision_jacobian` with its slope in x_i
+- `collide(x, u, y, v, w, gamma)`: Σ_j w_j A(x_i − y_j)(u_i − v_j), and `collision_jacobian` with its slope in x_i;
+  `collisions_of_fields`, the same for many covector fields at once
 
 and for any even function W of displacements `convolve(W, x, y, w)`, with `Slope(W)` for its gradient.
 
@@ -28,6 +29,7 @@ that is, and `sliced_sum` gives the standard error of slicing. Radial kernels go
 size of a cache, each pair once where y is x itself, and derivatives of any order are again such sums.
 """
 
+from .collision_fields import collisions_of_fields
 from .collisions import collide, collision_jacobian
 from .convolution import Slope, convolve, evaluate
 from .engines import Choice, Engine, choose
@@ -47,6 +49,7 @@ __all__ = [
     "choose",
     "collide",
     "collision_jacobian",
+    "collisions_of_fields",
     "convolve",
     "divergence_sum",
     "evaluate",

@@ -4,6 +4,7 @@ from .base import ConvergenceError, ConvergenceWarning, Out, Solver, Stats
 from .block_spins import BlockSpins
 from .bures import Bures
 from .choose import choose, explain
+from .collision_flow import CollisionFlow
 from .concave import Concave, ConcaveMobility, Linear, Saturating
 from .convex import Convex, FrozenWarning
 from .cramer import Cramer
@@ -25,6 +26,7 @@ __all__ = [
     "Basis",
     "BlockSpins",
     "Bures",
+    "CollisionFlow",
     "Concave",
     "ConcaveMobility",
     "ConvergenceError",

@@ -10,6 +10,7 @@ from ..metrics import Metric
 from .advice import suggestions
 from .base import Solver
 from .bures import Bures
+from .collision_flow import CollisionFlow
 from .convex import Convex
 from .cramer import Cramer
 from .descent import Descent
@@ -33,6 +34,7 @@ ORDER: list[Solver] = [
     SelfConsistent(),
     Convex(),
     Descent(),
+    CollisionFlow(),
 ]
 
 

@@ -60,7 +60,8 @@ class Descent:
             return (
                 f"{' + '.join(internal)} has no lower bound over free particles, which carry no density (a carried "
                 "log-density does not help: each particle could be stretched on its own); use Blob(width), "
-                "solver=GaussianMap(), or another representation (Quantiles in 1-D, Density on a Grid)"
+                "solver=GaussianMap(), CollisionFlow() with a log_density under Landau, or another representation "
+                "(Quantiles in 1-D, Density on a Grid)"
             )
         return None
 

@@ -137,6 +137,12 @@ class Frame:
     def back(self, z: Tensor) -> Tensor:
         return self.centre[..., None, :] + z @ self.factor.mT
 
+    def derivatives(self, basis: Basis, x: Tensor) -> tuple[Tensor, Tensor]:
+        """∇ψ_k (*batch, n, K, d) and ∇²ψ_k (*batch, n, K, d, d) in the frame."""
+        s = self.scale[..., None, None, :]
+        slopes, bends = basis.derivatives(self.to(x) / s[..., 0, :])
+        return slopes / s, bends / (s[..., None] * s[..., None, :])
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -148,10 +154,7 @@ class Problem:
     tau: float
 
     def derivatives(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """∇ψ_k (*batch, n, K, d) and ∇²ψ_k (*batch, n, K, d, d) in the frame."""
-        s = self.frame.scale[..., None, None, :]
-        slopes, bends = self.basis.derivatives(self.frame.to(x) / s[..., 0, :])
-        return slopes / s, bends / (s[..., None] * s[..., None, :])
+        return self.frame.derivatives(self.basis, x)
 
     def image(self, mu: Particles, c: Tensor, parts: tuple[Tensor, Tensor]) -> tuple[Particles, Tensor, Tensor]:
         """T#μ with its log-density, the squared distance, and where ∇T is positive on all particles."""

@@ -67,13 +67,15 @@ def shortened(J: Objective, c: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(accepted, theta, 0.0)[:, None] * c, accepted
 
 
-def whitening(H: Tensor) -> Tensor:
+def whitening(H: Tensor, floor: float | None = None) -> Tensor:
     """S with SᵀHS = I, (…, K, K).
 
-    Directions without effect are left out; one of negative curvature takes the size of its curvature.
+    Directions without effect, below `floor` (rounding, unless given) relative to the largest, are left out; one of
+    negative curvature takes the size of its curvature.
     """
-    unit = H.diagonal(dim1=-2, dim2=-1).abs().clamp_min(torch.finfo(H.dtype).tiny).rsqrt()
+    floor = H.shape[-1] * 100 * torch.finfo(H.dtype).eps if floor is None else floor
+    sizes = H.diagonal(dim1=-2, dim2=-1).abs()
+    unit = torch.where(sizes > floor * sizes.amax(-1, keepdim=True), sizes.rsqrt(), 0.0)
     values, U = torch.linalg.eigh((H + H.mT) / 2 * unit[..., None] * unit[..., None, :])
-    floor = H.shape[-1] * 100 * torch.finfo(H.dtype).eps * values.abs().amax(-1, keepdim=True)
-    scales = torch.where(values.abs() > floor, values.abs().clamp_min(floor).rsqrt(), 0.0)
+    scales = torch.where(values.abs() > floor * values.abs().amax(-1, keepdim=True), values.abs().rsqrt(), 0.0)
     return unit[..., None] * U * scales[..., None, :]

@@ -1,0 +1,65 @@
+"""Curves of measures in the metric of collisions, in a few explicit pieces that keep momentum, energy and density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..domains import Euclidean
+from ..functionals import Functional
+from ..functionals.constraint import constraint_in
+from ..measures import Measure, Particles
+from ..metrics import Landau, Metric
+from .fitting import carries_entropy
+
+Drive = Callable[[Particles], tuple[Tensor, Tensor, Tensor]]  # μ -> K_μu (*batch, n, d), its Jacobian, ⟨u, K_μu⟩_μ
+
+
+@dataclass(frozen=True, eq=False)
+class Collided:
+    """Where a curve ends, its action tau·∫⟨u, K_μu⟩dt, and whether det ∇T > 0 at all particles on the way."""
+
+    end: Particles
+    distance2: Tensor
+    inside: Tensor
+
+
+def collide(mu: Particles, tau: float, drives: Sequence[Drive]) -> Collided:
+    """One piece a drive, each x ↦ x + δ·K_μu, δ = tau/pieces, then the dilation about the mean back to the energy."""
+    delta, distance2, inside = tau / len(drives), mu.w.new_zeros(mu.batch), torch.ones_like(mu.w[..., 0]) > 0
+    centre, energy = mu.mean[..., None, :], _energy(mu, mu.x)
+    eye = torch.eye(mu.dim, dtype=mu.x.dtype, device=mu.x.device)
+    for drive in drives:
+        V, DV, power = drive(mu)
+        sign, log_det = torch.linalg.slogdet(eye + delta * DV)
+        x = mu.x + delta * V
+        log_scale = 0.5 * (energy / _energy(mu, x)).log()[..., None]
+        x = centre + log_scale[..., None].exp() * (x - centre)
+        log_density = None if mu.log_density is None else mu.log_density - log_det - mu.dim * log_scale
+        mu = mu.with_state(x=x, log_density=log_density)
+        distance2, inside = distance2 + tau * delta * power, inside & (sign > 0).all(-1)
+    return Collided(mu, distance2, inside)
+
+
+def supports(F: Functional, metric: Metric, mu: Measure) -> str | None:
+    """None, or why there is no such curve."""
+    if not isinstance(metric, Landau):
+        return f"its curves are those of collisions, in the metric Landau(gamma), not {type(metric).__name__}"
+    if not isinstance(mu, Particles):
+        return f"it moves Particles, not a {type(mu).__name__}; see to_particles"
+    if not isinstance(mu.domain, Euclidean):
+        return f"collisions are on R^d, not on a {type(mu.domain).__name__}"
+    if mu.dim < 2 or metric.gamma < -mu.dim:
+        return f"Landau needs d ≥ 2 and gamma ≥ −d, not d = {mu.dim} and gamma = {metric.gamma}"
+    constraint = constraint_in(F)
+    if constraint is not None:
+        return f"{type(constraint).__name__} is a constraint, which a descent does not see"
+    return carries_entropy(F, mu)
+
+
+def _energy(mu: Particles, x: Tensor) -> Tensor:
+    """Σ w|x − m|², m the mean of μ."""
+    return (mu.w * (x - mu.mean[..., None, :]).square().sum(-1)).sum(-1)

@@ -1,0 +1,245 @@
+"""The dynamic JKO step in the metric of collisions, over a space of features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..functionals import Functional, Internal
+from ..measures import Measure, Particles
+from ..metrics import Landau, Metric, Wasserstein
+from . import collision_curve
+from .base import OnFailure, Out, Stats, check_tau, report, require, warm_start
+from .collision_curve import Collided, Drive, collide
+from .feature_basis import Basis, Custom, Hermite
+from .features import Frame
+from .fitting import differentiated, shortened, some, split, whitening
+from .lbfgs import Minimum, minimise
+
+ROUND = 4  # iterations between Hessians
+
+
+@dataclass(frozen=True, eq=False)
+class CollisionFlow:
+    """argmin over covectors u_1, …, u_n of F(ν) + ½δ·Σ_k ⟨u_k, K_k u_k⟩, δ = tau/n, with ν the end of a curve of n
+    pieces (`inner_steps`), x ↦ x + δ·(K_k u_k)(x), and K_k = Landau.onsager(μ_k, ·) at the measure μ_k before piece k.
+
+    This is F(ν) + d²(μ, ν)/(2·tau) with the action of the curve for d² (Carrillo, Delgadino, Desvillettes, Wu 2024;
+    Huang, Wang 2024, arXiv:2409.12296); one piece freezes the metric at μ. Each piece ends with the dilation about
+    the mean that undoes its gain of energy, so that momentum and energy are exact. A carried log-density falls by
+    log det of each map, exactly, with det > 0 at all particles. The mean of ψ_k over the particles then obeys the
+    weak Landau equation.
+
+    One free u a particle has no minimiser under an entropy: the density sees ∇u, the action does not. So u_k = ∇ψ, ψ in
+    a space of features, far fewer than particles: `Hermite(degree)`, `Cosines(count)`, or a callable (…, d) -> (…, K)
+    in coordinates of zero mean and unit variance. L-BFGS, in the coordinates of the Hessian at u = 0 and from the
+    previous u. A share `held_out` of the particles, drawn by a fixed seed, takes no part: u is tried on them as on a
+    sample of its own, shortened until it lowers the objective there too, and refused (converged is False, μ returned)
+    if it never does. 0 turns this off, for particles that are nodes of a quadrature. `residual` is the norm of the
+    gradient relative to that at u = 0; `warm["held_out"]` is the decrease on the particles held out.
+    """
+
+    basis: Basis | Callable[[Tensor], Tensor] = field(default_factory=lambda: Hermite(4))
+    inner_steps: int = field(default=1, kw_only=True)
+    held_out: float = field(default=0.2, kw_only=True)
+    tol: float | None = field(default=None, kw_only=True)
+    max_iter: int = field(default=200, kw_only=True)
+    on_failure: OnFailure = field(default="warn", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is a share of the particles, in [0, 1), not {self.held_out}")
+        if not callable(self.basis) and not isinstance(self.basis, Basis):
+            raise TypeError(f"basis must be Hermite(degree), Cosines(count) or a callable, not {self.basis!r}")
+        if self.inner_steps < 1:
+            raise ValueError(f"inner_steps must be at least 1, not {self.inner_steps}")
+
+    def supports(self, F: Functional, metric: Metric, mu: Measure) -> str | None:
+        if isinstance(metric, Landau) and metric.batch is not None and self.inner_steps > 1:
+            return (
+                "random batches would be others at every evaluation of a later inner step: inner_steps=1, or no batch"
+            )
+        return collision_curve.supports(F, metric, mu)
+
+    def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
+        require(self, F, metric, mu)
+        check_tau(tau, F)
+        mu, metric = cast(Particles, mu), cast(Landau, metric)
+        frame = Frame.of(mu, Wasserstein())
+        with torch.no_grad():
+
+            def problem(sample: Particles) -> Problem:
+                return Problem.of(F, metric, frame, self._basis(), tau, self.inner_steps, sample)
+
+            whole = fitted = held = problem(mu)
+            if self.held_out:
+                fitted, held = (problem(some(mu, index)) for index in split(mu, self.held_out))
+            best = self._fit(fitted, last)
+            c, accepted = shortened(_both(held, whole), best.x)
+            gain = held.objective(torch.zeros_like(c)) - held.objective(c)
+            curve = whole.curve(c)
+        stats = Stats(
+            converged=(best.converged & accepted).reshape(mu.batch),
+            iterations=best.iterations.reshape(mu.batch),
+            residual=best.residual.reshape(mu.batch),
+            objective=F(curve.end) + curve.distance2 / (2 * tau),
+            distance2=curve.distance2,
+            message="" if accepted.all() else "the fitted u does not lower the objective on particles held out",
+            warm={"coefficients": c, "held_out": gain.reshape(mu.batch)},
+        )
+        advice = "give more particles or fewer features, smaller steps or more inner_steps, or raise max_iter"
+        return Out(curve.end, report(stats, self, advice, self.on_failure))
+
+    def _basis(self) -> Basis:
+        return self.basis if isinstance(self.basis, Basis) else Custom(self.basis)
+
+    def _fit(self, problem: Problem, last: Any) -> Minimum:
+        """The minimiser over the coefficients, (items, pieces·K): rounds of L-BFGS, each begins with a Newton step."""
+        zero = problem.zero()
+        _check_size(zero.shape[-1], problem.mu)
+        value, slope = differentiated(problem.objective, zero)
+        size = _times(problem.coordinates(zero).mT, slope).norm(dim=-1).clamp_min(torch.finfo(zero.dtype).tiny)
+        noise = 100 * torch.finfo(zero.dtype).eps * (1 + value.abs())
+        tol = torch.maximum((self.tol or (1e-7 if zero.dtype == torch.float64 else 1e-3)) * size, noise)
+        c = _start(problem, warm_start(last, "coefficients", zero))
+        iterations = torch.zeros_like(size, dtype=torch.int64)
+        for left in range(self.max_iter, 0, -ROUND):
+            best = self._round(problem, c, tol, noise, min(left, ROUND))
+            c, iterations = best.x, iterations + best.iterations
+            if best.converged.all():
+                break
+        return replace(best, residual=best.residual / size, iterations=iterations)
+
+    @staticmethod
+    def _round(problem: Problem, c: Tensor, tol: Tensor, noise: Tensor, max_iter: int) -> Minimum:
+        """L-BFGS in the coordinates of the Hessian at c."""
+        S = problem.coordinates(c)
+
+        def f(y: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = differentiated(problem.objective, c + _times(S, y))
+            return value, _times(S.mT, gradient)
+
+        best = minimise(f, torch.zeros_like(c), tol=tol, scale=1.0, noise=noise, max_iter=max_iter)
+        return replace(best, x=c + _times(S, best.x))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The objective on one sample, as a function of the coefficients (items, pieces·K) of ψ in each piece.
+
+    V (*batch, n, K, d) and DV (*batch, n, K, d, d) are K_μ∇ψ_k and its Jacobian, gram (*batch, K, K) is
+    ⟨∇ψ_k, K_μ∇ψ_l⟩_μ: with them the first piece is linear in the coefficients.
+    """
+
+    F: Functional
+    metric: Landau
+    frame: Frame
+    basis: Basis
+    tau: float
+    pieces: int
+    mu: Particles
+    V: Tensor
+    DV: Tensor
+    gram: Tensor
+
+    @classmethod
+    def of(
+        cls, F: Functional, metric: Landau, frame: Frame, basis: Basis, tau: float, pieces: int, mu: Particles
+    ) -> Problem:
+        u, Du = frame.derivatives(basis, mu.x)
+        V, DV = metric.onsager_jacobian(mu, u, Du)
+        gram = torch.einsum("...n,...nka,...nla->...kl", mu.w, u, V)
+        return cls(F, metric, frame, basis, tau, pieces, mu, V, DV, (gram + gram.mT) / 2)
+
+    def zero(self) -> Tensor:
+        return self.mu.x.new_zeros(self.mu.batch.numel(), self.pieces * self.V.shape[-2])
+
+    def objective(self, c: Tensor) -> Tensor:
+        """F(ν) + d²/(2·tau) (items,), infinite where a map folds."""
+        curve = self.curve(c)
+        value = self.F(curve.end) + curve.distance2 / (2 * self.tau)
+        return torch.where(curve.inside, value, torch.inf).reshape(-1)
+
+    def curve(self, c: Tensor) -> Collided:
+        parts = c.reshape(*self.mu.batch, self.pieces, -1).unbind(-2)
+        return collide(self.mu, self.tau, [self._first(parts[0]), *(self._later(part) for part in parts[1:])])
+
+    def _first(self, c: Tensor) -> Drive:
+        def drive(mu: Particles) -> tuple[Tensor, Tensor, Tensor]:
+            power = (c * _times(self.gram, c)).sum(-1)
+            return (
+                torch.einsum("...k,...nka->...na", c, self.V),
+                torch.einsum("...k,...nkab->...nab", c, self.DV),
+                power,
+            )
+
+        return drive
+
+    def _later(self, c: Tensor) -> Drive:
+        def drive(mu: Particles) -> tuple[Tensor, Tensor, Tensor]:
+            slopes, bends = self.frame.derivatives(self.basis, mu.x)
+            u = torch.einsum("...k,...nka->...na", c, slopes)
+            Du = torch.einsum("...k,...nkab->...nab", c, bends)
+            V, DV = self.metric.onsager_jacobian(mu, u[..., None, :], Du[..., None, :, :])
+            return V[..., 0, :], DV[..., 0, :, :], (mu.w * (u * V[..., 0, :]).sum(-1)).sum(-1)
+
+        return drive
+
+    def coordinates(self, c: Tensor) -> Tensor:
+        """S with c = Sy in which the Hessian at c is near the identity, (items, pieces·K, pieces·K).
+
+        That of the internal energies and the action, as if each piece began at μ: the exact one at c = 0 for one piece.
+        """
+        parts = c.reshape(*self.mu.batch, self.pieces, -1).unbind(-2)
+        each = [whitening(self._hessian(part), torch.finfo(c.dtype).eps ** 0.5) for part in parts]
+        blocks = torch.stack(each, -3).reshape(-1, self.pieces, *self.gram.shape[-2:])
+        eye = torch.eye(self.pieces, dtype=c.dtype, device=c.device)
+        return torch.einsum("pq,ipkl->ipkql", eye, blocks).flatten(-2).flatten(1, 2)
+
+    def _hessian(self, c: Tensor) -> Tensor:
+        mu, delta, d = self.mu, self.tau / self.pieces, self.mu.dim
+        jacobian = torch.einsum("...k,...nkab->...nab", delta * c, self.DV)
+        jacobian = jacobian + torch.eye(d, dtype=c.dtype, device=c.device)
+        stretch = torch.linalg.solve(jacobian[..., None, :, :], self.DV)
+        bend = torch.einsum("...n,...nkab,...nlba->...kl", mu.w, stretch, stretch)
+        spread = torch.einsum("...n,...nka,...nla->...kl", mu.w, self.V, self.V)
+        energy = (mu.w * (mu.x - mu.mean[..., None, :]).square().sum(-1)).sum(-1)[..., None, None]
+        entropy = sum(c for c, f in self.F.terms if isinstance(f, Internal))
+        return delta * self.gram + delta**2 * entropy * (bend + d * spread / energy)
+
+
+def _check_size(features: int, mu: Particles) -> None:
+    n = mu.x.shape[-2]
+    if 2 * features > n:
+        raise ValueError(
+            f"{features} coefficients are too many for {n} particles: the density that they carry would follow noise. "
+            "Give more particles, a smaller basis or fewer inner_steps"
+        )
+
+
+def _start(problem: Problem, warm: Tensor | None) -> Tensor:
+    """The previous coefficients where they lower the objective, else 0."""
+    zero = problem.zero()
+    if warm is None:
+        return zero
+    better = problem.objective(warm) < problem.objective(zero)
+    return torch.where(better[:, None], warm, zero)
+
+
+def _both(held: Problem, whole: Problem) -> Callable[[Tensor], Tensor]:
+    """The objective on the particles held out, infinite where that on all particles is above its value at 0."""
+    before = whole.objective(whole.zero())
+    slack = 100 * torch.finfo(before.dtype).eps * (1 + before.abs())
+
+    def J(c: Tensor) -> Tensor:
+        return torch.where(whole.objective(c) <= before + slack, held.objective(c), torch.inf)
+
+    return J
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector[..., None])[..., 0]

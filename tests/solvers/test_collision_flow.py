@@ -1,0 +1,125 @@
+"""The JKO step of collisions: covariances and rates in closed form, conservation, large steps, held-out particles."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import otprox as ox
+from otprox.exact import landau
+from otprox.solvers import CollisionFlow, ConvergenceWarning, Cosines, Hermite
+from otprox.solvers.collision_flow import Problem
+from otprox.solvers.features import Frame
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian(n: int, *variances: float) -> ox.Particles:
+    law = ox.Gaussian(torch.zeros(len(variances)), torch.diag(torch.tensor(variances)))
+    return law.to_particles(n, rng())
+
+
+def march(step: ox.Backward, mu: ox.Measure, tau: float, end: float) -> ox.Particles:
+    return ox.record(ox.flow(step, mu, [tau * k for k in range(round(end / tau) + 1)])).final
+
+
+@pytest.mark.parametrize(("variances", "strength"), [((1.6, 0.4), 1 / 16), ((2.4, 0.3, 0.3), 1 / 24)])
+def test_first_order_on_the_covariance_of_maxwell_molecules(variances: tuple[float, ...], strength: float):
+    """P(t) = T I + (P − T I)e^{−4dCt} from the particles' own covariance, as quadratic ψ test it exactly."""
+    mu, errors = gaussian(300, *variances), []
+    want = landau.covariance(mu.cov, 1.0, strength=strength)
+    for tau in (0.25, 0.125):
+        step = ox.Backward(ox.Entropy(), ox.Landau(0.0, strength), CollisionFlow(Hermite(3), held_out=0.0))
+        errors.append((march(step, mu, tau, 1.0).cov - want).abs().max().item())
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(1.0, abs=0.1)
+    assert errors[1] < 0.012 * max(variances)
+
+
+@pytest.mark.parametrize("gamma", [-3.0, 0.0])
+def test_momentum_and_energy_are_kept_and_entropy_falls(gamma: float):
+    mu = gaussian(120, 2.0, 0.5, 0.5)
+    nu = ox.Backward(ox.Entropy(), ox.Landau(gamma), CollisionFlow(Hermite(2), inner_steps=2))(mu, 0.0, 0.05).mu
+    torch.testing.assert_close(nu.mean, mu.mean, rtol=0, atol=1e-14)
+    torch.testing.assert_close(nu.cov.trace(), mu.cov.trace(), rtol=1e-13, atol=0)
+    assert nu.entropy() < mu.entropy() - 0.01
+
+
+def test_chosen_for_the_entropy_in_the_metric_of_collisions():
+    mu = gaussian(200, 1.6, 0.4)
+    step = ox.Backward(ox.Entropy(), ox.Landau(gamma=0, strength=1 / 16))
+    out = step(mu, 0.0, 0.5)
+    assert isinstance(ox.solvers.choose(step.F, step.metric, mu), CollisionFlow)
+    assert out.stats.converged and out.stats.warm["held_out"] > 0
+    assert out.stats.objective < mu.entropy()
+    assert out.stats.objective.item() == pytest.approx((out.mu.entropy() + out.stats.distance2).item())
+
+
+def test_small_steps_move_against_the_score():
+    """u → −∇log f: the step is that of the score in closed form, to first order in tau, where moments are exact."""
+    z, weight = ox.measures.GaussHermite(5).nodes(2, torch.float64, torch.device("cpu"))
+    law = ox.Gaussian(torch.zeros(2), torch.diag(torch.tensor([1.6, 0.4])))
+    x = z @ law.cov.sqrt()
+    mu, metric = ox.Particles(x, weight, log_density=law.log_prob(x)), ox.Landau(0.0, 1 / 16)
+    v = -metric.onsager(mu, law.score(x))
+    gaps = []
+    for tau in (0.02, 0.01):
+        nu = ox.Backward(ox.Entropy(), metric, CollisionFlow(Hermite(2), held_out=0.0))(mu, 0.0, tau).mu
+        gaps.append(((nu.x - x) / tau - v).norm().item() / v.norm().item())
+    assert gaps[1] < 0.01 and gaps[0] / gaps[1] == pytest.approx(2.0, abs=0.1)
+
+
+def test_the_carried_density_is_that_of_the_map():
+    """log f falls by log det of the differences of the map, the sources held fixed."""
+    mu, metric = gaussian(80, 1.6, 0.4), ox.Landau(0.0, 1 / 16)
+    frame = Frame.of(mu, ox.Wasserstein())
+    problem = Problem.of(ox.Entropy(), metric, frame, Hermite(3), 0.5, 1, mu)
+    c = 0.02 * torch.randn(problem.zero().shape, generator=rng(3))
+    curve = problem.curve(c)
+
+    def T(x: Tensor) -> Tensor:
+        u = lambda y: (c[..., None] * frame.derivatives(Hermite(3), y)[0]).sum(-2)  # noqa: E731
+        return x + 0.5 * metric._field(mu, x, u(x), u(mu.x))
+
+    h = 1e-6
+    columns = [(T(mu.x + h * e) - T(mu.x - h * e)) / (2 * h) for e in torch.eye(2)]
+    scale = math.sqrt((mu.cov.trace() / torch.cov(T(mu.x).T, correction=0).trace()).item())
+    want = mu.log_density - torch.linalg.slogdet(torch.stack(columns, -1)).logabsdet - 2 * math.log(scale)
+    torch.testing.assert_close(curve.end.log_density, want, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(curve.end.x, scale * (T(mu.x) - mu.mean) + mu.mean)
+
+
+def test_hessian_is_exact_for_one_piece():
+    mu = gaussian(60, 1.6, 0.4)
+    problem = Problem.of(ox.Entropy(), ox.Landau(0.0), Frame.of(mu, ox.Wasserstein()), Hermite(3), 0.1, 1, mu)
+    H = torch.autograd.functional.hessian(lambda c: problem.objective(c[None]).sum(), problem.zero()[0])
+    torch.testing.assert_close(problem._hessian(problem.zero()[0]), H, rtol=1e-8, atol=1e-8)
+
+
+def test_what_is_not_supported_is_named():
+    mu = gaussian(50, 1.0, 0.5)
+    with pytest.raises(TypeError, match="log_density="):
+        ox.Backward(ox.Entropy(), ox.Landau(0.0))(ox.Particles(mu.x), 0.0, 0.1)
+    with pytest.raises(TypeError, match="metric Landau"):
+        ox.Backward(ox.Entropy(), solver=CollisionFlow())(mu, 0.0, 0.1)
+    with pytest.raises(ValueError, match="inner_steps must be at least 1"):
+        CollisionFlow(inner_steps=0)
+    with pytest.raises(ValueError, match="held_out"):
+        CollisionFlow(held_out=1.0)
+    with pytest.raises(TypeError, match="basis must be"):
+        CollisionFlow(3)
+
+
+def test_a_map_that_fits_noise_is_refused():
+    """What the fit gains on its own particles it loses on those held out; with more features it is not even tried."""
+    mu = ox.Gaussian(torch.zeros(2), torch.eye(2)).to_particles(100, rng(1))
+    with pytest.warns(ConvergenceWarning, match="held out"):
+        out = ox.Backward(ox.Entropy(), ox.Landau(0.0), CollisionFlow(Cosines(20, 0.3)))(mu, 0.0, 0.5)
+    assert not out.stats.converged
+    torch.testing.assert_close(out.mu.x, mu.x)
+    with pytest.raises(ValueError, match="45 coefficients are too many for 80 particles"):
+        ox.Backward(ox.Entropy(), ox.Landau(0.0), CollisionFlow(Cosines(40, 0.3)))(mu, 0.0, 0.5)
