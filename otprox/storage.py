@@ -21,6 +21,7 @@ from .adaptive import Control
 from .domains import Domain
 from .lattice import Lattice
 from .multistep import Lagged
+from .scores import Fit
 from .solvers import Stats
 
 
@@ -76,6 +77,8 @@ def _digest(value: Any, digest: Any) -> None:
             _digest(part, digest)
     elif isinstance(value, FunctionType):
         _digest_function(value, digest)
+    elif isinstance(value, torch.nn.Module):
+        _digest(tuple(value.state_dict().items()), digest)
     elif value is None or isinstance(value, bool | int | float | str):
         digest.update(repr(value).encode())
 
@@ -130,6 +133,6 @@ def _rebuild(node: dict[str, Any], archive: Any, device: torch.device | None) ->
 
 def _storable() -> Iterator[type]:
     yield from (Stats, measures.Grid, measures.GaussHermite, measures.Samples, measures.Antithetic)
-    yield from (measures.Spectral, Lattice, Lagged, Control)
+    yield from (measures.Spectral, Lattice, Lagged, Control, Fit)
     for base in (measures.Measure, Domain):
         yield from base.__subclasses__()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..measures import Density, Gaussian, Measure, Particles, Quantiles
 from ..measures.covariance import inverse
-from ..scores import as_estimator
+from ..scores import Estimator, Known, as_estimator
 from .atom import Atom, NotConvex, nonnegative
 from .base import Functional
 from .conjugate import Conjugate
@@ -87,6 +87,15 @@ class Internal(Functional):
         raise NotConvex(f"{self} has no convex form on {type(mu).__name__}")
 
 
+def _fit_aside(estimator: Estimator, mu: Measure) -> Known:
+    """A fit outside of a step, after which the generators are as before."""
+    states = [(g, g.get_state()) for g in estimator.generators()]
+    known = estimator.fit(mu)
+    for generator, state in states:
+        generator.set_state(state)
+    return known
+
+
 def _usual_volumes(mu: Quantiles) -> Any:
     """n·gaps of μ (n − 1,), averaged over a batch, and none much smaller than their mean."""
     volumes = (mu.n * mu.gaps).double().reshape(-1, mu.n - 1).mean(0)
@@ -138,7 +147,7 @@ class Entropy(Internal):
     def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
         if self.score is None or not isinstance(mu, Particles):
             return super().gradient(mu, x)
-        return as_estimator(self.score).fit(mu)(mu.points if x is None else x)
+        return _fit_aside(as_estimator(self.score), mu)(mu.points if x is None else x)
 
     def fitted(self, mu: Measure, last: Any = None) -> tuple[Entropy, Any]:
         if self.score is None or not isinstance(mu, Particles):

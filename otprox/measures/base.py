@@ -17,6 +17,10 @@ class StepTooLarge(ValueError):
     """The step size is above the limit of an explicit step's stability or an implicit step's convexity."""
 
 
+class ConvergenceWarning(UserWarning):
+    """A solver or a training stopped before its tolerance."""
+
+
 class Tangent(ABC):
     """A direction in which a measure can move."""
 

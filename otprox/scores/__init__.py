@@ -7,5 +7,18 @@
 from .base import Estimator, Known, as_estimator
 from .gaussian_fit import GaussianFit
 from .kde import KDE
+from .network import Fit, Network
+from .perceptron import Perceptron
+from .training import Training
 
-__all__ = ["KDE", "Estimator", "GaussianFit", "Known", "as_estimator"]
+__all__ = [
+    "KDE",
+    "Estimator",
+    "Fit",
+    "GaussianFit",
+    "Known",
+    "Network",
+    "Perceptron",
+    "Training",
+    "as_estimator",
+]

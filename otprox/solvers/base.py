@@ -12,15 +12,11 @@ from torch import Tensor
 
 from ..functionals import Functional
 from ..measures import Measure
-from ..measures.base import StepTooLarge
+from ..measures.base import ConvergenceWarning, StepTooLarge
 from ..measures.covariance import eigenvalues
 from ..metrics import Metric, Wasserstein
 
 OnFailure = Literal["warn", "raise"]
-
-
-class ConvergenceWarning(UserWarning):
-    """A solver stopped before its tolerance."""
 
 
 class ConvergenceError(RuntimeError):
