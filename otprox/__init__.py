@@ -37,6 +37,7 @@ from .functionals import (
     Quadratic,
     Varying,
 )
+from .integrate import Integrate
 from .lattice import Lattice
 from .measures import (
     Density,
@@ -84,6 +85,7 @@ __all__ = [
     "Grid",
     "Halves",
     "Heat",
+    "Integrate",
     "Interaction",
     "Landau",
     "Lattice",

@@ -80,6 +80,7 @@ _PACKAGES = {
     "tqdm": "",
     "matplotlib": "",
     "pykeops": "optional: pip install 'otprox[keops]'",
+    "torchdiffeq": "optional: pip install 'otprox[ode]'",
     "scikit-learn": "for `otprox demo`: pip install 'otprox[demo]'",
     "rich": "optional, nicer tables: pip install 'otprox[demo]'",
     "xarray": "optional, Trajectory.to_xarray: pip install xarray",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .functionals import Functional
 from .measures import Measure, Particles, Velocity
-from .measures.base import StepTooLarge, jacobian
+from .measures.base import StepTooLarge
 from .metrics import Metric, Wasserstein
 from .solvers import Out, Stats
 from .solvers.base import OnFailure, report, warm_start
@@ -51,8 +51,8 @@ class Conservative(Step):
         if not isinstance(mu, Particles):
             raise TypeError(f"{name} moves Particles, not a {type(mu).__name__}; use to_particles, or Forward")
         solved, fit = last if isinstance(last, tuple) and len(last) == 2 else (last, None)
-        F, fit = _trained(self.F.at((t0 + t1) / 2).drawn(), mu, fit)
-        metric, rewind = self.metric.over(t0, t1), _rewind(self.generators())
+        F, fit = trained(self.F.at((t0 + t1) / 2).drawn(), mu, fit)
+        metric, rewind = self.metric.over(t0, t1), rewinding(self.generators())
         image = self._image(F, metric, mu, tau)
         stats = self._solve(lambda v: image(rewind(v)), mu, tau, solved)
         moved = self._end(F, metric, mu, rewind(stats.warm["velocity"]), tau)
@@ -115,7 +115,7 @@ class Midpoint(Conservative):
     def _image(self, F: Functional, metric: Metric, mu: Particles, tau: float) -> Map:
         def image(v: Tensor) -> Tensor:
             half = _shifted(mu, v, tau / 2)
-            return _tangent(F, metric, half).field(half.x)
+            return velocity_of(F, metric, half).field(half.x)
 
         return image
 
@@ -124,9 +124,8 @@ class Midpoint(Conservative):
         if mu.log_density is None:
             return moved
         half = _shifted(mu, v, tau / 2)
-        tangent = _tangent(F, metric, half)
-        slope = tau / 2 * (tangent.jacobian()[1] if tangent.jacobian else jacobian(tangent.field, half.x))
-        ahead, behind = (torch.linalg.slogdet(mu.identity() + s * slope).logabsdet for s in (1, -1))
+        _, slope = velocity_of(F, metric, half).with_jacobian(half.x)
+        ahead, behind = (torch.linalg.slogdet(mu.identity() + s * tau / 2 * slope).logabsdet for s in (1, -1))
         return moved.with_state(log_density=mu.log_density - ahead + behind)
 
 
@@ -167,20 +166,21 @@ def _shifted(mu: Particles, v: Tensor, tau: float) -> Particles:
     return mu.push(lambda x: x + tau * v)
 
 
-def _tangent(F: Functional, metric: Metric, mu: Particles) -> Velocity:
+def velocity_of(F: Functional, metric: Metric, mu: Particles) -> Velocity:
+    """−K_μ∇δF/δμ."""
     tangent = metric.descent(F, mu)
     if not isinstance(tangent, Velocity):
-        raise TypeError(f"Midpoint needs a metric with a velocity, not {type(metric).__name__}")
+        raise TypeError(f"particles need a metric with a velocity, not {type(metric).__name__}")
     return tangent
 
 
-def _trained(F: Functional, mu: Particles, last: Any) -> tuple[Functional, Any]:
+def trained(F: Functional, mu: Particles, last: Any) -> tuple[Functional, Any]:
     """F with its score trained at μ, and the stats of the training; F itself where nothing is trained."""
     fitted, stats = F.fitted(mu, last)
     return (F, None) if stats is None else (fitted, stats)
 
 
-def _rewind(generators: tuple[torch.Generator, ...]) -> Map:
+def rewinding(generators: tuple[torch.Generator, ...]) -> Map:
     """The identity, but generators go back to where they are now: random batches are the same all through a step."""
     states = [generator.get_state() for generator in generators]
 

@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "otprox"
 ORDER = """
     domains kernels pairwise lattice measures scores functionals metrics solvers steps multistep adaptive adagrad
-    conservative noisy pseudospectral storage sweep flow observe chaos schemes exact polchinski verify plot demo cli
+    conservative integrate noisy pseudospectral storage sweep flow observe chaos schemes exact polchinski verify plot
+    demo cli
 """.split()
-HEAVY = "scipy cvxpy clarabel ot matplotlib tqdm rich sklearn xarray pandas pykeops joblib".split()
+HEAVY = "scipy cvxpy clarabel ot matplotlib tqdm rich sklearn xarray pandas pykeops joblib torchdiffeq".split()
 
 
 def module_name(path: Path) -> str:

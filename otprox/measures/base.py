@@ -49,6 +49,10 @@ class Velocity(Tangent):
     faces: Callable[[], tuple[Tensor, ...]] | None = None
     jacobian: Callable[[], tuple[Tensor, Tensor]] | None = None
 
+    def with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """v and ∇v at the measure's own nodes x."""
+        return self.jacobian() if self.jacobian else (self.field(x), jacobian(self.field, x))
+
 
 @dataclass(frozen=True, eq=False)
 class Flux(Tangent):

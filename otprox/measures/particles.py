@@ -23,7 +23,6 @@ from .base import (
     check_noise,
     check_weights,
     common_batch,
-    jacobian,
     representation,
 )
 from .cells import histogram
@@ -140,7 +139,7 @@ class Particles(Measure):
             return self.push(lambda x: x.add(tangent.field(x), alpha=tau))
 
         def carry(x: Tensor) -> tuple[Tensor, Tensor]:
-            v, slope = tangent.jacobian() if tangent.jacobian else (tangent.field(x), jacobian(tangent.field, x))
+            v, slope = tangent.with_jacobian(x)
             eye = torch.eye(self.dim, dtype=x.dtype, device=x.device)
             return x + tau * v, torch.linalg.slogdet(eye + tau * slope).logabsdet
 
