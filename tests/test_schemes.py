@@ -133,6 +133,23 @@ def test_constrained_equations_keep_mass_and_bounds():
     assert between.values.max() <= 0.4 * (1 + 1e-5) and between.values.min() >= 0.01 * (1 - 1e-5)
 
 
+def test_landau_is_forward_on_the_entropy_of_blobs():
+    mu = ox.exact.landau.BKW().particles(ox.Grid((-4, -4), (4, 4), (9, 9)), 0.0)
+    metric, blobs = ox.Landau(-2.0, 0.3), [ox.Blob(w, form="full") for w in (0.5, 0.5 * math.sqrt(2))]
+    for order, F in ((2, blobs[0]), (4, 2 * blobs[0] - blobs[1])):
+        new = ox.schemes.landau(-2.0, 0.5, strength=0.3, order=order)(mu, 0.0, 0.1).mu
+        torch.testing.assert_close(new.x, mu.x - 0.1 * metric.onsager(mu, F.gradient(mu)))
+    with pytest.raises(ValueError, match="order is 2 or 4 in the width, not 3"):
+        ox.schemes.landau(0.0, 0.5, order=3)
+
+
+@pytest.mark.parametrize("order", [2, 4])
+def test_order_of_the_entropy_of_landau_in_the_width(order: int):
+    mu = ox.Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.3], [0.3, 0.6]]))
+    errors = [(ox.schemes.landau(0.0, w, order=order).F(mu) - ox.Entropy()(mu)).abs().item() for w in (0.1, 0.05)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.05)
+
+
 def test_exponents_of_the_wrong_equation_are_refused():
     with pytest.raises(ValueError, match="fast_diffusion has m < 1"):
         ox.schemes.porous_medium(0.5)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from .case import Case, Verdict, as_json, judge, observed_order
 from .discrepancies import discrepancies
 from .equations import equations
+from .landau import landau
 from .mean_field import mean_field
 from .on_gaussians import fixed_points, one_step, splittings
 from .on_grids import dynamic, grids, programs
@@ -37,6 +38,7 @@ def catalogue() -> list[Case]:
         *equations(),
         *particles(),
         *mean_field(),
+        *landau(),
         *stein(),
         *discrepancies(),
         *renormalisation(),
