@@ -51,6 +51,40 @@ def test_its_jacobian_by_finite_differences(width: float | None):
     torch.testing.assert_close(jacobian(known, x), torch.stack(columns, -1), atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("width", [None, 0.3])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_sums_on_a_grid_are_those_over_all_pairs(d: int, width: float | None):
+    mu, x = cloud(400, d), 1.5 * torch.randn(30, d, generator=torch.Generator().manual_seed(1))
+    grid, pairs = (KDE(width, grid=choice).fit(mu) for choice in (True, False))
+    torch.testing.assert_close(grid(mu.x), pairs(mu.x), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(grid(x), pairs(x), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(jacobian(grid, mu.x), jacobian(pairs, mu.x), atol=1e-8, rtol=1e-8)
+
+
+def test_a_grid_serves_a_batch_with_tails_of_hardly_any_weight():
+    mu = bkw_grid(40, 5.0)
+    both = ox.Particles(torch.stack([mu.x, mu.x + 3]), torch.stack([mu.w, mu.w]))
+    assert mu.w.min() < 1e-12 * mu.w.max()
+    s = KDE(0.4, grid=True).fit(both)(both.x)
+    torch.testing.assert_close(s[0], KDE(0.4, grid=False).fit(mu)(mu.x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(s[0], s[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_grid_of_too_many_nodes_is_refused_or_left_for_pairs():
+    far = ox.Particles(torch.tensor([[0.0, 0.0], [1e5, 1e5]]))
+    with pytest.raises(ValueError, match="too many widths for a grid of nodes: leave grid=None"):
+        KDE(1.0, grid=True).fit(far)(far.x)
+    torch.testing.assert_close(KDE(1.0).fit(far)(far.x), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)])
+def test_a_grid_in_single_precision(device: str):
+    mu = cloud(3000)
+    single = ox.Particles(mu.x.float().to(device), mu.w.float().to(device))
+    s = KDE(0.4).fit(single)(single.x).double().cpu()
+    torch.testing.assert_close(s, KDE(0.4, grid=False).fit(mu)(mu.x), atol=1e-2, rtol=1e-3)
+
+
 def test_a_weight_of_one_half_is_half_a_particle():
     x = cloud(7).x
     twice = ox.Particles(torch.cat([x, x[:3]]))
