@@ -91,11 +91,21 @@ def aggregation_diffusion(
 ) -> Step:
     """∂t ρ = Δρᵐ + div(ρ∇(V + W∗ρ)): forward on the attraction, backward on the rest.
 
-    W is even, on displacements. The forward part bounds the step on a grid; in one dimension, on `Quantiles`,
-    `Backward` takes the whole energy. Carrillo, Craig, Yao 2019, "Aggregation-diffusion equations: dynamics,
-    asymptotics, and singular limits".
+    W is even, on displacements. The forward part bounds the step on a grid; `aggregation_diffusion_jko` has no such
+    bound. Carrillo, Craig, Yao 2019, "Aggregation-diffusion equations: dynamics, asymptotics, and singular limits".
     """
-    return Forward(Interaction(W)) >> Backward(_with(V, Entropy() if m == 1 else PorousMedium(m)), solver=solver)
+    return Forward(Interaction(W)) >> Backward(_diffusion(m, V), solver=solver)
+
+
+def aggregation_diffusion_jko(
+    W: Callable[..., Tensor], m: float = 1.0, V: Field | None = None, solver: Solver | None = None
+) -> Step:
+    """∂t ρ = Δρᵐ + div(ρ∇(V + W∗ρ)): JKO steps of the whole energy, for densities and `Quantiles`.
+
+    The energy falls and the mean is kept (where V = 0) at any step size. Blanchet, Calvez, Carrillo 2008, "Convergence
+    of the mass-transport steepest descent scheme for the subcritical Patlak–Keller–Segel model".
+    """
+    return Backward(_diffusion(m, V) + Interaction(W), solver=solver)
 
 
 def crowd(V: Field, bound: float = 1.0, noise: float = 0.0, solver: Solver | None = None) -> Step:
@@ -115,6 +125,10 @@ def obstacle(V: Field, *, lower: Bound = 0.0, upper: Bound = math.inf, solver: S
     a cell or more; Backward(KL(V) + Obstacle(…), Entropic(reg)) is the same with entropic transport, and faster.
     """
     return Backward(KL(V) + Obstacle(lower=lower, upper=upper), solver=solver)
+
+
+def _diffusion(m: float, V: Field | None) -> Functional:
+    return _with(V, Entropy() if m == 1 else PorousMedium(m))
 
 
 def _with(V: Field | None, F: Functional) -> Functional:

@@ -106,6 +106,8 @@ def test_equations_take_any_representation_that_has_a_solver():
         ox.schemes.porous_medium(2.0),
         ox.schemes.porous_medium(3.0, V),
         ox.schemes.fast_diffusion(0.8, V),
+        ox.schemes.aggregation_diffusion_jko(ox.kernels.RBF(1.0), V=V),
+        ox.schemes.aggregation_diffusion_jko(lambda z: z.square().sum(-1).square(), m=2.0),
         ox.schemes.crowd(V, bound=0.9),
         ox.schemes.crowd(V, bound=0.9, noise=0.1),
     ):

@@ -109,6 +109,15 @@ def log_gas_second_moment(t: float, start: float | Tensor, n: int) -> Tensor:
     return rest + (torch.as_tensor(start, dtype=torch.float64) - rest) * math.exp(-2 * t)
 
 
+def chemotaxis_growth(chi: float) -> float:
+    """Beside Entropy, W = χ log|z|/2π in the plane: d/dt E|x|² = 4 − χ/2π, for every density of mass 1.
+
+    It spreads below χ = 8π, and cannot exist for ever above (Blanchet, Dolbeault, Perthame 2006, for the model of
+    Keller and Segel). A JKO step y → x obeys E|x|² − E|y|² + W2² = τ(4 − χ/2π), since E⟨x − y, x⟩ = −τ E⟨∇δF/δμ, x⟩.
+    """
+    return 4 - chi / (2 * math.pi)
+
+
 def _mean(x: Tensor, w: Tensor | None) -> Tensor:
     return x.mean(-2, keepdim=True) if w is None else (w[..., None] * x).sum(-2, keepdim=True)
 

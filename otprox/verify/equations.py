@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import exact, schemes
-from ..functionals import Congestion, Entropy, Functional, PorousMedium
+from ..functionals import Congestion, Entropy, Functional, Interaction, PorousMedium
 from ..measures import Density, Gaussian, Grid, Measure
 from ..steps import Backward, Step
 from .case import Case
@@ -160,6 +160,30 @@ def attraction() -> list[Case]:
         step: Step = schemes.aggregation_diffusion(spring, m=2.0)
         return _l1(march(step, mu, 0.01, 0.05), mu)
 
+    def implicit(n: float) -> float:
+        mu, tau = _gaussian([0.4, -0.2], [[0.5, 0.0], [0.0, 0.8]]), 0.3
+        want = exact.gaussian.prox_kl(mu, Gaussian(mu.mean, torch.eye(2).to(mu.mean)), tau)
+        new = schemes.aggregation_diffusion_jko(spring)(mu.to_density(_box(5.5, 2, n)), 0.0, tau).mu
+        return (new.cov - want.cov).abs().max().item()
+
+    def virial(W: Callable[[Tensor], Tensor], want: Callable[[Measure], float]) -> Callable[[float], float]:
+        """(E|x|² − E|y|² + W2²)/τ of a step y → x, less what it should be."""
+
+        def error(n: float) -> float:
+            mu, tau = _averages(_two_bumps, _box(4.0, 2, n)), 0.05
+            new, stats = schemes.aggregation_diffusion_jko(W)(mu, 0.0, tau)
+            grown = (new.masses - mu.masses) @ mu.grid.points(LIKE).square().sum(-1)
+            return abs((grown + stats.distance2).item() / tau - want(new))
+
+        return error
+
+    def well(z: Tensor) -> Tensor:
+        return -2 * torch.exp(-z.square().sum(-1))
+
+    def pull(z: Tensor) -> Tensor:
+        return 4 * z.square().sum(-1) * torch.exp(-z.square().sum(-1))  # ⟨z, ∇W(z)⟩
+
+    chi = 6 * math.pi
     return [
         Case(
             "density: aggregation and heat, covariance",
@@ -169,6 +193,25 @@ def attraction() -> list[Case]:
             order=2.0,
         ),
         Case("density: aggregation and porous medium at rest, L1", "Barenblatt's profile", (48, 96), rest, within=3e-3),
+        Case("density: aggregation and heat by JKO, covariance", "closed form", (24, 48, 96), implicit, order=2.0),
+        Case(
+            "density: aggregation and heat by JKO, virial",
+            "2d − ∬⟨z, ∇W⟩",
+            (64, 128),
+            virial(well, lambda new: 4 - 2 * Interaction(pull)(new).item()),
+            order=2.0,
+            slack=0.3,
+        ),
+        Case(
+            "density: chemotaxis by JKO, virial",
+            "4 − χ/2π",
+            (48, 96),
+            virial(
+                lambda z: chi / (2 * math.pi) * z.norm(dim=-1).log(),
+                lambda new: exact.aggregation.chemotaxis_growth(chi),
+            ),
+            within=2e-2,
+        ),
     ]
 
 

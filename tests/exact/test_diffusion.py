@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from otprox import Gaussian
+from otprox import Density, Entropy, Gaussian, Grid, Interaction
+from otprox.exact import aggregation as A
 from otprox.exact import diffusion as D
 from otprox.exact import gaussian as G
 
@@ -396,6 +397,16 @@ def test_log_gas_jko(tau):
     assert D.log_gas_jko(math.sqrt(2), tau).item() == pytest.approx(math.sqrt(2), rel=1e-14)
     slope = (D.log_gas_jko(R, 1e-6).item() - R) / 1e-6
     assert slope == pytest.approx((D.log_gas_radius(1e-6, R).item() - R) / 1e-6, rel=1e-5)
+
+
+@pytest.mark.parametrize("chi", [1.0, 8 * math.pi, 30.0])
+def test_chemotaxis_grows_at_its_rate_whatever_the_density(chi: float):
+    """−2E⟨x, ∇δF/δμ⟩ = −2 Σ over cells, with the field of a density that is not radial."""
+    grid = Grid((-5.0, -5.0), (5.0, 5.0), (160, 160))
+    mu = Density.from_log_prob(lambda x: -x.square().sum(-1) + torch.sin(2 * x[:, 0]) * torch.cos(x[:, 1]), grid)
+    F = Entropy() + chi / (2 * math.pi) * Interaction(lambda z: z.norm(dim=-1).log())
+    rate = -2 * (mu.masses * (mu.points * F.gradient(mu)).sum(-1)).sum()
+    assert rate.item() == pytest.approx(A.chemotaxis_growth(chi), abs=5e-3)
 
 
 # The double well
