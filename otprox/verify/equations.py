@@ -172,7 +172,7 @@ def attraction() -> list[Case]:
         def error(n: float) -> float:
             mu, tau = _averages(_two_bumps, _box(4.0, 2, n)), 0.05
             new, stats = schemes.aggregation_diffusion_jko(W)(mu, 0.0, tau)
-            grown = (new.masses - mu.masses) @ mu.grid.points(LIKE).square().sum(-1)
+            grown = (new.weights - mu.weights) @ mu.grid.points(LIKE).square().sum(-1)
             return abs((grown + stats.distance2).item() / tau - want(new))
 
         return error
