@@ -39,14 +39,16 @@ class _Tiles:
 
     A pair contributes w_j(P q − T z), P = |z|^{γ+2} and T = |z|^γ z·q. The sums of P against [w, w v] and of T against
     [w, w y] are matrix products, in which close pairs would cancel where γ < −1: a block that has some forms P q − T z.
+    Differences are those of the points as given; the products take them about the mean of the sources.
     """
 
-    points: Tensor  # (b, 2d, m): x above u, centred
-    sources: Tensor  # (b, 2d, n)
+    points: Tensor  # (b, 2d, m): x above u
+    sources: Tensor  # (b, 2d, n): y above v
+    centre: Tensor  # (b, 2d, 1)
     w: Tensor  # (b, n, 1)
     gamma: float
     same: bool
-    radius: float  # largest |y|²
+    radius: float  # largest |y − centre|²
     moments: Tensor  # (2, b, n, 1 + d): [w, w v] and [w, w y]
     far: Tensor  # (2, b, m, 1 + d)
     near: Tensor  # (b, m, d)
@@ -56,14 +58,13 @@ class _Tiles:
     def of(cls, points: Tensor, sources: Tensor, w: Tensor, gamma: float, same: bool) -> _Tiles:
         d = points.shape[-1] // 2
         centre = sources.mean(-2, keepdim=True)
-        points, sources = points - centre, sources - centre
-        radius = sources[..., :d].square().sum(-1).amax().item()
-        moments = torch.stack([torch.cat([w, w * t], -1) for t in (sources[..., d:], sources[..., :d])])
+        centred = sources - centre
+        radius = centred[..., :d].square().sum(-1).amax().item()
+        moments = torch.stack([torch.cat([w, w * t], -1) for t in (centred[..., d:], centred[..., :d])])
         far = points.new_zeros(2, *points.shape[:-1], 1 + d)
-        near = torch.zeros_like(points[..., :d])
         buffer = points.new_empty(max(budget(w), BUFFERS * len(w)))
         a, b = (t.mT.contiguous() for t in (points, sources))
-        return cls(a, b, w, gamma, same, radius, moments, far, near, buffer)
+        return cls(a, b, centre.mT, w, gamma, same, radius, moments, far, torch.zeros_like(points[..., :d]), buffer)
 
     def total(self) -> Tensor:
         m, n, most = self.points.shape[-1], self.sources.shape[-1], len(self.buffer) // (BUFFERS * len(self.w))
@@ -72,8 +73,7 @@ class _Tiles:
         for i in range(0, m, rows):
             for j in range(i if self.same else 0, n, columns):
                 self.add(slice(i, i + rows), slice(j, j + columns), mirrored=self.same and i != j)
-        d = self.near.shape[-1]
-        (P, T), x, u = self.far, self.points[:, :d].mT, self.points[:, d:].mT
+        (P, T), (x, u) = self.far, (self.points - self.centre).mT.chunk(2, -1)
         return self.near + u * P[..., :1] - P[..., 1:] - x * T[..., :1] + T[..., 1:]
 
     def add(self, i: slice, j: slice, mirrored: bool) -> None:
@@ -97,9 +97,9 @@ class _Tiles:
 
     @property
     def close(self) -> float:
-        """The squared distance under which products may lose half of the digits of a pair."""
-        order = -(self.gamma + 1)
-        return self.radius * torch.finfo(self.w.dtype).eps ** (1 / order) if order > 0 else 0.0
+        """The squared distance under which products may lose half of the digits of a pair, ε(R/|z|)^{−γ−1} of them."""
+        eps = torch.finfo(self.w.dtype).eps
+        return self.radius * eps ** (1 / max(2.0, -self.gamma - 1)) if self.gamma < -1 else 0.0
 
     @staticmethod
     def invariants(a: Tensor, b: Tensor, z: Tensor, q: Tensor, s: Tensor, t: Tensor) -> None:

@@ -26,7 +26,7 @@ def collide(x: Tensor, u: Tensor, y: Tensor, v: Tensor, w: Tensor, gamma: float,
         return _Moments(x, u, y, v, w).velocity()
     if x is y:
         check_apart(x, gamma)
-    picked = choose(x, y, engine, formula=x.ndim == 2).engine
+    picked = choose(x, y, engine, formula=engine == "keops" or x.ndim == y.ndim == u.ndim == 2).engine
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, u, y, v, w)):
         return _differentiable(x, u, y, v, w, gamma, dense=engine == "dense")
     sums = keops_collisions if picked == "keops" else tiled_collisions

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..kernels import RBF, Energy, InverseMultiquadric, Laplace, Radial, RadialCombination
@@ -39,22 +40,22 @@ def keops_sum(k: Radial, x: Tensor, y: Tensor, terms: Sequence[Term]) -> Tensor:
 
 
 def keops_collisions(x: Tensor, u: Tensor, y: Tensor, v: Tensor, w: Tensor, gamma: float) -> Tensor:
-    """Σ_j w_j A(x_i − y_j)(u_i − v_j), A(z) = |z|^γ(|z|²I − zzᵀ), (m, d); no batches. Pairs at one place count 0."""
+    """Σ_j w_j |z|^{γ+2}(I − ẑẑᵀ)(u_i − v_j), (*batch, m, d), item by item. Pairs at one place count 0."""
     from pykeops.torch import Genred
 
-    d = x.shape[-1]
-    aliases = [f"x = Vi({d})", f"u = Vi({d})", f"y = Vj({d})", f"v = Vj({d})", "w = Vj(1)", "g = Pm(1)"]
-    P, K = _powers(gamma)
-    sums = Genred(f"w*({P}*(u - v) - ({K}*((x - y)|(u - v)))*(x - y))", aliases, reduction_op="Sum", axis=1)
-    half = x.new_full((1,), gamma / 2)
-    return sums(*(t.contiguous() for t in (x, u, y, v, w[:, None])), half)
-
-
-def _powers(gamma: float) -> tuple[str, str]:
-    """|z|^{γ+2} and |z|^γ as formulas, the exponent g = γ/2 a parameter of the general one."""
-    s, r = "SqDist(x, y)", "Rsqrt(SqDist(x, y))"
-    ready = {-3.0: (r, f"Square({r})*{r}"), -2.0: ("IntCst(1)", f"Square({r})"), -1.0: (f"Sqrt({s})", r)}
-    return ready.get(gamma, (f"Powf({s}, g + IntCst(1))", f"Powf({s}, g)"))
+    batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (x, u, y, v)), w.shape[:-1])
+    if batch:
+        given = [t.expand(*batch, *t.shape[-2:]).flatten(0, -3) for t in (x, u, y, v, w[..., None])]
+        items = [keops_collisions(x, u, y, v, w[:, 0], gamma) for x, u, y, v, w in zip(*given, strict=True)]
+        return torch.stack(items).unflatten(0, batch)
+    d, s, r = x.shape[-1], "SqDist(x, y)", "Rsqrt(SqDist(x, y))"
+    ready = {-3.0: r, -2.0: "IntCst(1)", -1.0: f"Sqrt({s})"}
+    power = ready.get(gamma, f"Exp(p*Log({r if gamma < -2 else s}))")  # 0 at 0, as KeOps has 1/√0 = 0
+    exponent = x.new_tensor([-gamma - 2 if gamma < -2 else gamma / 2 + 1])
+    aliases = [f"x = Vi({d})", f"u = Vi({d})", f"y = Vj({d})", f"v = Vj({d})", "w = Vj(1)", "p = Pm(1)"]
+    formula = f"w*{power}*((u - v) - (((x - y)|(u - v))*Square({r}))*(x - y))"
+    sums = Genred(formula, aliases, reduction_op="Sum", axis=1)
+    return sums(*(t.contiguous() for t in (x, u, y, v, w[:, None])), exponent)
 
 
 def _sources(t: Term, z: Any, lazy: Any) -> list[Any]:
