@@ -20,7 +20,7 @@ from .features import Frame
 from .fitting import differentiated, shortened, some, split, whitening
 from .lbfgs import Minimum, minimise
 
-ROUND = 4  # iterations between Hessians
+ROUND = 8  # iterations between Hessians
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ class CollisionFlow:
         value, slope = differentiated(problem.objective, zero)
         size = _times(problem.coordinates(zero).mT, slope).norm(dim=-1).clamp_min(torch.finfo(zero.dtype).tiny)
         noise = 100 * torch.finfo(zero.dtype).eps * (1 + value.abs())
-        tol = torch.maximum((self.tol or (1e-7 if zero.dtype == torch.float64 else 1e-3)) * size, noise)
+        tol = torch.maximum((self.tol or (1e-6 if zero.dtype == torch.float64 else 1e-3)) * size, noise)
         c = _start(problem, warm_start(last, "coefficients", zero))
         iterations = torch.zeros_like(size, dtype=torch.int64)
         for left in range(self.max_iter, 0, -ROUND):
@@ -192,15 +192,20 @@ class Problem:
     def coordinates(self, c: Tensor) -> Tensor:
         """S with c = Sy in which the Hessian at c is near the identity, (items, pieces·K, pieces·K).
 
-        That of the internal energies and the action, as if each piece began at μ: the exact one at c = 0 for one piece.
+        The action sees each piece, the energy mostly their sum: the two are apart in a basis of R^pieces that begins
+        with (1, …, 1)/√pieces. Exact at c = 0 for one piece and internal energies.
         """
-        parts = c.reshape(*self.mu.batch, self.pieces, -1).unbind(-2)
-        each = [whitening(self._hessian(part), torch.finfo(c.dtype).eps ** 0.5) for part in parts]
-        blocks = torch.stack(each, -3).reshape(-1, self.pieces, *self.gram.shape[-2:])
-        eye = torch.eye(self.pieces, dtype=c.dtype, device=c.device)
-        return torch.einsum("pq,ipkl->ipkql", eye, blocks).flatten(-2).flatten(1, 2)
+        parts, floor = c.reshape(*self.mu.batch, self.pieces, -1), torch.finfo(c.dtype).eps ** 0.5
+        action, n = self.tau / self.pieces * self.gram, self.pieces
+        total, rest = action + n * self._bend(parts.mean(-2)), action
+        blocks = torch.stack([whitening(H, floor) for H in (total, *(n - 1) * [rest])], -3)
+        blocks = blocks.reshape(-1, n, *self.gram.shape[-2:])
+        ones = torch.ones(n, 1, dtype=c.dtype, device=c.device)
+        Q = torch.linalg.qr(torch.cat([ones, torch.eye(n, dtype=c.dtype, device=c.device)[:, 1:]], -1)).Q
+        return torch.einsum("pq,iqkl->ipkql", Q, blocks).flatten(-2).flatten(1, 2)
 
-    def _hessian(self, c: Tensor) -> Tensor:
+    def _bend(self, c: Tensor) -> Tensor:
+        """The Hessian of the internal energies, and of the dilation, in one piece at coefficients c: (*batch, K, K)."""
         mu, delta, d = self.mu, self.tau / self.pieces, self.mu.dim
         jacobian = torch.einsum("...k,...nkab->...nab", delta * c, self.DV)
         jacobian = jacobian + torch.eye(d, dtype=c.dtype, device=c.device)
@@ -209,7 +214,7 @@ class Problem:
         spread = torch.einsum("...n,...nka,...nla->...kl", mu.w, self.V, self.V)
         energy = (mu.w * (mu.x - mu.mean[..., None, :]).square().sum(-1)).sum(-1)[..., None, None]
         entropy = sum(c for c, f in self.F.terms if isinstance(f, Internal))
-        return delta * self.gram + delta**2 * entropy * (bend + d * spread / energy)
+        return delta**2 * entropy * (bend + d * spread / energy)
 
 
 def _check_size(features: int, mu: Particles) -> None:
