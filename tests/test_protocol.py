@@ -163,8 +163,13 @@ def test_metrics(name):
 PLANE = ox.Gaussian([0.0, 0.0], torch.diag(torch.tensor([2.0, 0.5]))).to_particles(
     200, torch.Generator().manual_seed(0)
 )
-ELSEWHERE = {"CollisionFlow": (ox.Entropy(), ox.Landau(0.0), PLANE)}  # where a solver works that needs more than a line
-ARGUMENTS = {"BlockSpins": (Lattice(1),)}  # of solvers without a default
+ELSEWHERE = dict.fromkeys(
+    ("CollisionFlow", "NetworkFlow"), (ox.Entropy(), ox.Landau(0.0), PLANE)
+)  # where a solver works that needs more than a line
+ARGUMENTS = {  # of solvers without a default
+    "BlockSpins": (Lattice(1),),
+    "NetworkFlow": (torch.nn.Linear(2, 2), torch.Generator()),
+}
 
 
 def solver_classes():

@@ -17,6 +17,7 @@ from .free_support import FreeSupport
 from .gaussian_map import GaussianMap
 from .kantorovich import Kantorovich
 from .modes import Modes
+from .network_flow import NetworkFlow
 from .quantile import Quantile
 from .scaling import Scaling
 from .self_consistent import SelfConsistent
@@ -45,6 +46,7 @@ __all__ = [
     "Kantorovich",
     "Linear",
     "Modes",
+    "NetworkFlow",
     "Out",
     "Quantile",
     "Saturating",

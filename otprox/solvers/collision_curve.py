@@ -15,6 +15,7 @@ from ..measures import Measure, Particles
 from ..metrics import Landau, Metric
 from .fitting import carries_entropy
 
+Covector = Callable[[Tensor], tuple[Tensor, Tensor]]  # points (*batch, n, d) -> u, and its Jacobian (*batch, n, d, d)
 Drive = Callable[[Particles], tuple[Tensor, Tensor, Tensor]]  # μ -> K_μu (*batch, n, d), its Jacobian, ⟨u, K_μu⟩_μ
 
 
@@ -42,6 +43,17 @@ def collide(mu: Particles, tau: float, drives: Sequence[Drive]) -> Collided:
         mu = mu.with_state(x=x, log_density=log_density)
         distance2, inside = distance2 + tau * delta * power, inside & (sign > 0).all(-1)
     return Collided(mu, distance2, inside)
+
+
+def driven(metric: Landau, covector: Covector) -> Drive:
+    """The drive of a covector field."""
+
+    def drive(mu: Particles) -> tuple[Tensor, Tensor, Tensor]:
+        u, du = covector(mu.x)
+        V, DV = metric.onsager_jacobian(mu, u[..., None, :], du[..., None, :, :])
+        return V[..., 0, :], DV[..., 0, :, :], (mu.w * (u * V[..., 0, :]).sum(-1)).sum(-1)
+
+    return drive
 
 
 def supports(F: Functional, metric: Metric, mu: Measure) -> str | None:

@@ -14,13 +14,14 @@ from ..measures import Measure, Particles
 from ..metrics import Landau, Metric, Wasserstein
 from . import collision_curve
 from .base import OnFailure, Out, Stats, check_tau, report, require, warm_start
-from .collision_curve import Collided, Drive, collide
+from .collision_curve import Collided, Covector, Drive, collide, driven
 from .feature_basis import Basis, Custom, Hermite
 from .features import Frame
-from .fitting import differentiated, shortened, some, split, whitening
+from .fitting import Objective, differentiated, shortened, some, split, whitening
 from .lbfgs import Minimum, minimise
 
 ROUND = 8  # iterations between Hessians
+NOT_LOWER = "the fitted u does not lower the objective on particles held out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +40,20 @@ class CollisionFlow:
     in coordinates of zero mean and unit variance. L-BFGS, in the coordinates of the Hessian at u = 0 and from the
     previous u. A share `held_out` of the particles, drawn by a fixed seed, takes no part: u is tried on them as on a
     sample of its own, shortened until it lowers the objective there too, and refused (converged is False, μ returned)
-    if it never does. 0 turns this off, for particles that are nodes of a quadrature. `residual` is the norm of the
-    gradient relative to that at u = 0; `warm["held_out"]` is the decrease on the particles held out.
+    if it never does. Unless given it is 0.2, and 0 for particles of unequal weights, which are taken for the nodes of a
+    quadrature: a part of them is none. `residual` is the norm of the gradient relative to that at u = 0;
+    `warm["held_out"]` is the decrease on the particles held out.
     """
 
     basis: Basis | Callable[[Tensor], Tensor] = field(default_factory=lambda: Hermite(4))
     inner_steps: int = field(default=1, kw_only=True)
-    held_out: float = field(default=0.2, kw_only=True)
+    held_out: float | None = field(default=None, kw_only=True)
     tol: float | None = field(default=None, kw_only=True)
     max_iter: int = field(default=200, kw_only=True)
     on_failure: OnFailure = field(default="warn", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.held_out < 1:
+        if self.held_out is not None and not 0 <= self.held_out < 1:
             raise ValueError(f"held_out is a share of the particles, in [0, 1), not {self.held_out}")
         if not callable(self.basis) and not isinstance(self.basis, Basis):
             raise TypeError(f"basis must be Hermite(degree), Cosines(count) or a callable, not {self.basis!r}")
@@ -76,10 +78,10 @@ class CollisionFlow:
                 return Problem.of(F, metric, frame, self._basis(), tau, self.inner_steps, sample)
 
             whole = fitted = held = problem(mu)
-            if self.held_out:
-                fitted, held = (problem(some(mu, index)) for index in split(mu, self.held_out))
+            if share := self._share(mu):
+                fitted, held = (problem(some(mu, index)) for index in split(mu, share))
             best = self._fit(fitted, last)
-            c, accepted = shortened(_both(held, whole), best.x)
+            c, accepted = shortened(never_above(held.objective, whole.objective, whole.zero()), best.x)
             gain = held.objective(torch.zeros_like(c)) - held.objective(c)
             curve = whole.curve(c)
         stats = Stats(
@@ -88,11 +90,15 @@ class CollisionFlow:
             residual=best.residual.reshape(mu.batch),
             objective=F(curve.end) + curve.distance2 / (2 * tau),
             distance2=curve.distance2,
-            message="" if accepted.all() else "the fitted u does not lower the objective on particles held out",
+            message="" if accepted.all() else NOT_LOWER,
             warm={"coefficients": c, "held_out": gain.reshape(mu.batch)},
         )
         advice = "give more particles or fewer features, smaller steps or more inner_steps, or raise max_iter"
         return Out(curve.end, report(stats, self, advice, self.on_failure))
+
+    def _share(self, mu: Particles) -> float:
+        equal = (mu.w - mu.w[..., :1]).abs().amax() <= 1e-3 * mu.w.amax()
+        return self.held_out if self.held_out is not None else 0.2 if equal else 0.0
 
     def _basis(self) -> Basis:
         return self.basis if isinstance(self.basis, Basis) else Custom(self.basis)
@@ -166,7 +172,8 @@ class Problem:
 
     def curve(self, c: Tensor) -> Collided:
         parts = c.reshape(*self.mu.batch, self.pieces, -1).unbind(-2)
-        return collide(self.mu, self.tau, [self._first(parts[0]), *(self._later(part) for part in parts[1:])])
+        later = [driven(self.metric, gradient(self.frame, self.basis, part)) for part in parts[1:]]
+        return collide(self.mu, self.tau, [self._first(parts[0]), *later])
 
     def _first(self, c: Tensor) -> Drive:
         def drive(mu: Particles) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,16 +183,6 @@ class Problem:
                 torch.einsum("...k,...nkab->...nab", c, self.DV),
                 power,
             )
-
-        return drive
-
-    def _later(self, c: Tensor) -> Drive:
-        def drive(mu: Particles) -> tuple[Tensor, Tensor, Tensor]:
-            slopes, bends = self.frame.derivatives(self.basis, mu.x)
-            u = torch.einsum("...k,...nka->...na", c, slopes)
-            Du = torch.einsum("...k,...nkab->...nab", c, bends)
-            V, DV = self.metric.onsager_jacobian(mu, u[..., None, :], Du[..., None, :, :])
-            return V[..., 0, :], DV[..., 0, :, :], (mu.w * (u * V[..., 0, :]).sum(-1)).sum(-1)
 
         return drive
 
@@ -217,6 +214,16 @@ class Problem:
         return delta**2 * entropy * (bend + d * spread / energy)
 
 
+def gradient(frame: Frame, basis: Basis, c: Tensor) -> Covector:
+    """∇ψ = Σ_k c_k∇ψ_k, c (*batch, K)."""
+
+    def field(x: Tensor) -> tuple[Tensor, Tensor]:
+        u, du = frame.derivatives(basis, x)
+        return torch.einsum("...k,...nka->...na", c, u), torch.einsum("...k,...nkab->...nab", c, du)
+
+    return field
+
+
 def _check_size(features: int, mu: Particles) -> None:
     n = mu.x.shape[-2]
     if 2 * features > n:
@@ -235,15 +242,11 @@ def _start(problem: Problem, warm: Tensor | None) -> Tensor:
     return torch.where(better[:, None], warm, zero)
 
 
-def _both(held: Problem, whole: Problem) -> Callable[[Tensor], Tensor]:
-    """The objective on the particles held out, infinite where that on all particles is above its value at 0."""
-    before = whole.objective(whole.zero())
+def never_above(J: Objective, whole: Objective, zero: Tensor) -> Objective:
+    """J, infinite where the objective on all particles is above its value at 0."""
+    before = whole(zero)
     slack = 100 * torch.finfo(before.dtype).eps * (1 + before.abs())
-
-    def J(c: Tensor) -> Tensor:
-        return torch.where(whole.objective(c) <= before + slack, held.objective(c), torch.inf)
-
-    return J
+    return lambda c: torch.where(whole(c) <= before + slack, J(c), torch.inf)
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:

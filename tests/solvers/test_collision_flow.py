@@ -10,7 +10,7 @@ from torch import Tensor
 
 import otprox as ox
 from otprox.exact import landau
-from otprox.solvers import CollisionFlow, ConvergenceWarning, Cosines, Hermite
+from otprox.solvers import CollisionFlow, ConvergenceWarning, Cosines, Descent, Hermite
 from otprox.solvers.collision_flow import Problem
 from otprox.solvers.features import Frame
 
@@ -47,6 +47,113 @@ def test_momentum_and_energy_are_kept_and_entropy_falls(gamma: float):
     torch.testing.assert_close(nu.mean, mu.mean, rtol=0, atol=1e-14)
     torch.testing.assert_close(nu.cov.trace(), mu.cov.trace(), rtol=1e-13, atol=0)
     assert nu.entropy() < mu.entropy() - 0.01
+
+
+def nodes(t: float) -> ox.Particles:
+    """The BKW density at time t on a grid, where it is not negligible."""
+    exact, line = landau.BKW(2, 1 / 16), torch.linspace(-4.4, 4.4, 41)
+    x = torch.cartesian_prod(line, line)
+    w = exact.density(x, t)
+    x, w = x[w > 1e-7 * w.max()], w[w > 1e-7 * w.max()]
+    return ox.Particles(x, w / w.sum(), log_density=w.log())
+
+
+def test_entropy_and_density_of_bkw():
+    """Entropy within 1e-3 along the path, and the carried density within 2 % in L2, relative."""
+    exact, basis = landau.BKW(2, 1 / 16), Cosines(80, 0.6)
+    step = ox.Backward(ox.Entropy(), ox.Landau(0.0, 1 / 16), CollisionFlow(basis))
+    path = ox.flow(step, nodes(2.0), [2.0, 2.5, 3.0, 3.5, 4.0])
+    for tick in path:
+        assert tick.after.entropy().item() == pytest.approx(exact.entropy(tick.t1), abs=1e-3)
+        assert tick.stats.converged
+    density, want = tick.after.log_density.exp(), exact.density(tick.after.x, 4.0)
+    gap = (tick.after.w * (density - want) ** 2 / density).sum() / (tick.after.w * want).sum()
+    assert gap.sqrt() < 0.02
+
+
+def test_first_order_on_the_fourth_moment_of_bkw():
+    """ψ = |v|⁴ is in the space; collisions are strong, four units of time at once."""
+    mu = nodes(2.0)
+    fourth = lambda x: x.square().sum(-1).square()  # noqa: E731
+    want = landau.radial_fourth_moment(mu.expect(fourth).item(), 8.0, 2, strength=1 / 16)
+    errors = []
+    for tau in (2.0, 1.0):
+        step = ox.Backward(ox.Entropy(), ox.Landau(0.0, 1 / 16), CollisionFlow(Hermite(4)))
+        errors.append(abs(march(step, mu, tau, 8.0).expect(fourth).item() - want))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(1.0, abs=0.25)
+
+
+@pytest.mark.parametrize("tau", [0.25, 1.0])
+def test_steps_at_which_the_explicit_scheme_blows_up(tau: float):
+    """4dC·tau is 2 and 8. The explicit step gains energy without bound; the implicit one goes to the Maxwellian."""
+    mu, metric = gaussian(500, 1.6, 0.4), ox.Landau(0.0)
+    explicit = ox.Forward(ox.Entropy(score=ox.scores.GaussianFit()), metric)
+    assert march(explicit, mu, tau, 1.0).cov.trace() > 10 * mu.cov.trace()
+    run = ox.record(
+        ox.flow(ox.Backward(ox.Entropy(), metric, CollisionFlow(Hermite(2))), mu, [tau * k for k in range(9)]),
+        energy=ox.observe.energy(ox.Entropy()),
+    )
+    assert (run.series["energy"].diff() < 1e-3).all()
+    rest = mu.cov.trace() / 2 * torch.eye(2)
+    torch.testing.assert_close(run.final.cov, rest, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(("parallel", "perpendicular"), [(0.5, 1.25), (2.0, 0.5)])
+def test_coulomb_relaxes_at_the_rate_of_the_bi_maxwellian(parallel: float, perpendicular: float):
+    mu, tau = gaussian(500, parallel, perpendicular, perpendicular), 0.01
+    solver = CollisionFlow(Hermite(2), held_out=0.0)
+    rate = (solver(ox.Entropy(), ox.Landau(-3.0), mu, tau).mu.cov - mu.cov) / tau
+    want, _ = landau.coulomb_rates(mu.cov[0, 0].item(), (mu.cov[1, 1] + mu.cov[2, 2]).item() / 2)
+    assert rate[0, 0].item() == pytest.approx(want, rel=0.08)  # the sampling error of 500 particles
+
+
+def test_more_inner_steps_come_nearer_to_the_distance():
+    """The action of a finer curve is smaller, and the objective too; it settles."""
+    mu, values = gaussian(300, 1.6, 0.4), []
+    for pieces in (1, 2, 4):
+        solver = CollisionFlow(Hermite(2), inner_steps=pieces, held_out=0.0)
+        values.append(solver(ox.Entropy(), ox.Landau(0.0), mu, 0.25).stats.objective)
+    gaps = torch.stack(values).diff().abs()
+    assert gaps[0] / gaps[1] > 1.4
+
+
+def test_a_potential_beside_the_entropy():
+    """Collisions do not feel |v|²/2: the step is that of the entropy alone, and the objective differs by its value."""
+    mu, solver = gaussian(200, 1.6, 0.4), CollisionFlow(Hermite(2))
+    V = ox.Potential(ox.Quadratic(mu.mean))
+    one, two = (solver(F, ox.Landau(0.0), mu, 0.1) for F in (ox.Entropy(), ox.Entropy() + V))
+    torch.testing.assert_close(one.mu.x, two.mu.x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(two.stats.objective - one.stats.objective, V(mu))
+
+
+def test_free_particles_only_with_a_blob():
+    mu, metric = gaussian(60, 1.6, 0.4), ox.Landau(0.0)
+    with pytest.raises(TypeError, match="stretched on its own"):
+        ox.Backward(ox.Entropy(), metric, Descent())(mu, 0.0, 0.1)
+    F = ox.Blob(0.5, form="full")
+    assert isinstance(ox.solvers.choose(F, metric, mu), Descent)
+    out = ox.Backward(F, metric)(mu, 0.0, 0.05)
+    assert out.stats.converged and out.stats.objective < F(mu)
+
+
+def test_batches_are_items_on_their_own():
+    many = [gaussian(100, 1.6, 0.4), gaussian(100, 0.5, 1.0)]
+    mu = ox.Particles(torch.stack([m.x for m in many]), log_density=torch.stack([m.log_density for m in many]))
+    solver = CollisionFlow(Hermite(3), inner_steps=2)
+    whole = solver(ox.Entropy(), ox.Landau(0.0), mu, 0.1)
+    assert whole.stats.converged.shape == (2,)
+    for k, one in enumerate(many):
+        torch.testing.assert_close(
+            solver(ox.Entropy(), ox.Landau(0.0), one, 0.1).mu.x, whole.mu.x[k], rtol=0, atol=1e-5
+        )
+
+
+def test_single_precision():
+    mu = gaussian(300, 1.6, 0.4)
+    small = ox.Particles(mu.x.float(), log_density=mu.log_density.float())
+    one, two = (CollisionFlow()(ox.Entropy(), ox.Landau(0.0), m, 0.1) for m in (mu, small))
+    assert two.stats.converged and two.mu.x.dtype == torch.float32
+    torch.testing.assert_close(two.mu.x.double(), one.mu.x, rtol=0, atol=5e-3)
 
 
 def test_chosen_for_the_entropy_in_the_metric_of_collisions():
