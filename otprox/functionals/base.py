@@ -157,6 +157,9 @@ class Composite(Functional):
     def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
         return reduce(add, (c * f.gradient(mu, x) for c, f in self.terms))
 
+    def hessian(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        return reduce(add, (c * f.hessian(mu, x) for c, f in self.terms))
+
     def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
         parts = [(c, f.bures_gradient(mu)) for c, f in self.terms]
         return reduce(add, (c * b for c, (b, _) in parts)), reduce(add, (c * H for c, (_, H) in parts))

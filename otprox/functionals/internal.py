@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..measures import Density, Gaussian, Measure, Particles, Quantiles
+from ..measures.base import jacobian
 from ..measures.covariance import inverse
 from ..scores import Estimator, Known, as_estimator
 from .atom import Atom, NotConvex, nonnegative
@@ -148,6 +149,12 @@ class Entropy(Internal):
         if self.score is None or not isinstance(mu, Particles):
             return super().gradient(mu, x)
         return _fit_aside(as_estimator(self.score), mu)(mu.points if x is None else x)
+
+    def hessian(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        if self.score is None or not isinstance(mu, Particles):
+            return super().hessian(mu, x)
+        known, x = _fit_aside(as_estimator(self.score), mu), mu.points if x is None else x
+        return jacobian(known, x) if known.jacobian is None else known.jacobian(x)
 
     def fitted(self, mu: Measure, last: Any = None) -> tuple[Entropy, Any]:
         if self.score is None or not isinstance(mu, Particles):

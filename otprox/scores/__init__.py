@@ -9,6 +9,7 @@ from .gaussian_fit import GaussianFit
 from .kde import KDE
 from .network import Fit, Network
 from .perceptron import Perceptron
+from .random_features import RandomFeatures
 from .training import Training
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Known",
     "Network",
     "Perceptron",
+    "RandomFeatures",
     "Training",
     "as_estimator",
 ]

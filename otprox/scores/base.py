@@ -28,10 +28,12 @@ class Estimator(ABC):
 class Known(Estimator):
     """A score that is given: a function s of points, (*batch, n, d) -> (*batch, n, d), written in torch.
 
-    Every fit returns one. `stats` is what the fit has to say, None when it was in closed form.
+    Every fit returns one. `jacobian` gives ∇s, (*batch, n, d, d), where there is a faster way than differentiating;
+    `stats` is what the fit has to say, None when it was in closed form.
     """
 
     score: Field
+    jacobian: Field | None = field(default=None, kw_only=True)
     stats: Any = field(default=None, kw_only=True)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from ..measures import Measure
-from ..measures.covariance import cholesky, logdet, solve_rows, solve_rows_transposed
+from ..measures.covariance import cholesky, factor_inverse, logdet, solve_rows, solve_rows_transposed
 from ..measures.quadrature import log_normaliser
 from ..pairwise import log_gaussian_sum
 from .base import Estimator, Known, nodes_of
-from .bumps import slope
+from .bumps import curvature, slope
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,17 @@ class KDE(Estimator):
         scale = self._scale(mu)
         y = _unit(points, mu, scale)
 
-        def score(x: Tensor) -> Tensor:
-            at = y if x is points else _unit(x, mu, scale)
-            return solve_rows_transposed(scale, slope(at, y, w, grid=self.grid))
+        def at(x: Tensor) -> Tensor:
+            return y if x is points else _unit(x, mu, scale)
 
-        return Known(score)
+        def score(x: Tensor) -> Tensor:
+            return solve_rows_transposed(scale, slope(at(x), y, w, grid=self.grid))
+
+        def jacobian(x: Tensor) -> Tensor:
+            inverse = factor_inverse(scale)[..., None, :, :]
+            return inverse.mT @ curvature(at(x), y, w, grid=self.grid) @ inverse
+
+        return Known(score, jacobian=jacobian)
 
     def log_density(self, mu: Measure, x: Tensor | None = None) -> Tensor:
         """log (φ∗μ) at points x (*batch, m, d), or at the particles, (*batch, m); over all pairs."""

@@ -49,6 +49,8 @@ def test_its_jacobian_by_finite_differences(width: float | None):
     known, x, h = KDE(width).fit(cloud()), torch.tensor([[0.3, -0.2], [2.0, 1.0]]), 1e-6
     columns = [(known(x + h * e) - known(x - h * e)) / (2 * h) for e in torch.eye(2)]
     torch.testing.assert_close(jacobian(known, x), torch.stack(columns, -1), atol=1e-7, rtol=1e-6)
+    assert known.jacobian is not None
+    torch.testing.assert_close(known.jacobian(x), jacobian(known, x))
 
 
 @pytest.mark.parametrize("width", [None, 0.3])
@@ -59,6 +61,9 @@ def test_sums_on_a_grid_are_those_over_all_pairs(d: int, width: float | None):
     torch.testing.assert_close(grid(mu.x), pairs(mu.x), atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(grid(x), pairs(x), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(jacobian(grid, mu.x), jacobian(pairs, mu.x), atol=1e-8, rtol=1e-8)
+    F, G = (ox.Entropy(score=KDE(width, grid=choice)) for choice in (True, False))
+    torch.testing.assert_close(F.hessian(mu), jacobian(pairs, mu.x), atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(G.hessian(mu, x), jacobian(pairs, x), atol=1e-8, rtol=1e-8)
 
 
 def test_a_grid_serves_a_batch_with_tails_of_hardly_any_weight():
