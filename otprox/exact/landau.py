@@ -65,13 +65,15 @@ class BKW:
         slope = (q / (a + q * self._square(v) / (2 * S)) - 1) / S
         return slope[..., None] * v
 
-    def particles(self, grid: Grid, t: float, *, dtype: torch.dtype | None = None) -> Particles:
+    def particles(self, grid: Grid, t: float, *, like: Tensor | None = None) -> Particles:
         """One particle at the centre of every cell of the grid, weighed by f there; a tail beyond the grid is left out.
+
+        In the dtype and on the device of `like`.
 
         >>> BKW().particles(Grid((-4, -4), (4, 4), (80, 80)), t=0.0).x.shape
         torch.Size([6400, 2])
         """
-        v = grid.points(torch.empty(0, dtype=dtype))
+        v = grid.points(torch.empty(0) if like is None else like)
         return Particles(v, torch.softmax(self.log_density(v, t), -1))
 
     def velocity(self, v: Tensor, t: float) -> Tensor:

@@ -111,7 +111,7 @@ def _cells(solution: BKW, n: float) -> Grid:
 
 
 def _start(solution: BKW, grid: Grid) -> Particles:
-    return solution.particles(grid, 0.0, dtype=torch.float64)
+    return solution.particles(grid, 0.0, like=torch.zeros((), dtype=torch.float64))
 
 
 def _scheme(solution: BKW, grid: Grid, order: int = 2) -> Forward:

@@ -91,7 +91,7 @@ def test_particles_of_bkw_have_its_moments(solution: BKW, t: float):
     mu = solution.particles(cells, t)
     assert mu.expect(lambda v: v.square().sum(-1) ** 2).item() == pytest.approx(solution.moment(2, t), rel=1e-6)
     torch.testing.assert_close(mu.cov, torch.eye(solution.d), rtol=0, atol=1e-7)
-    assert solution.particles(cells, t, dtype=torch.float32).x.dtype == torch.float32
+    assert solution.particles(cells, t, like=torch.zeros((), dtype=torch.float32)).x.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("solution", "t"), [(FLAT, 0.7), (SPACE, 6.0), (BKW(3, 0.2), 0.5)])

@@ -124,7 +124,7 @@ def test_float32():
 @pytest.mark.needs_cuda
 def test_cuda():
     mu, F = cloud(500, 2), Blob(0.4, "full", quadrature=GRID)
-    there = mu.to("cuda")
+    there = mu.with_state(x=mu.x.cuda(), w=mu.w.cuda())
     torch.testing.assert_close(F(there).cpu(), F(mu), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(F.gradient(there).cpu(), F.gradient(mu), rtol=1e-9, atol=1e-9)
 
