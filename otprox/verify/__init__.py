@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .case import Case, Verdict, as_json, judge, observed_order
+from .collisions import collisions
 from .discrepancies import discrepancies
 from .equations import equations
 from .landau import landau
@@ -39,6 +40,7 @@ def catalogue() -> list[Case]:
         *particles(),
         *mean_field(),
         *landau(),
+        *collisions(),
         *stein(),
         *discrepancies(),
         *renormalisation(),
