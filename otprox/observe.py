@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from .kernels import Kernel
 from .measures import Density, Gaussian, Measure, Spectral, distance, trigonometric
 from .measures.covariance import factor_inverse, solve_rows, trace
 from .metrics import Entropic, Metric, Stein, Wasserstein
-from .solvers import entropic_cost
+from .solvers import ConvergenceWarning, entropic_cost, grid_distance
 
 
 def mass(tick: Tick) -> Tensor:
@@ -86,13 +87,40 @@ def kl(target: Gaussian | Callable[[Tensor], Tensor]) -> Observer:
     return energy(KL(target))
 
 
-def w2(target: Measure, metric: Metric | None = None) -> Observer:
+def w2(target: Measure, metric: Metric | None = None, *, within: float | None = None) -> Observer:
     """The distance W2(μ, target), not its square.
 
     Exact for two Gaussians and in 1-D, by POT's linear program for Particles with n ≤ 5000; otherwise TypeError, and
     `gelbrich` gives a lower bound. `metric` Wasserstein(Q) changes the cost to ⟨z, Q⁻¹z⟩.
+
+    With `within`, such as 0.02, two Densities on one grid have a distance too, by `solvers.grid_distance`: a
+    ConvergenceWarning tells when its relative error, as estimated, is above that.
     """
-    return lambda tick: distance2(tick.after, target, metric, tick).clamp_min(0).sqrt()
+    if within is not None and not within > 0:
+        raise ValueError(f"within is the relative error that is allowed, such as 0.02, not {within}")
+
+    def look(tick: Tick) -> Tensor:
+        mu = tick.after
+        if within is not None and isinstance(mu, Density) and isinstance(target, Density) and _curved(mu):
+            return _on_grid(mu, target, (metric or Wasserstein()).over(tick.t0, tick.t1), within)
+        return distance2(mu, target, metric, tick).clamp_min(0).sqrt()
+
+    return look
+
+
+def _curved(mu: Density) -> bool:
+    """Whether no quantile function gives the distance: in the plane, in space and on a circle."""
+    return mu.dim > 1 or mu.grid.periodic[0]
+
+
+def _on_grid(mu: Density, target: Density, metric: Metric, within: float) -> Tensor:
+    found = grid_distance(mu, target, metric)
+    least = torch.finfo(found.error.dtype).eps ** 0.5 * min(mu.grid.spacing)
+    worst = (found.error / found.distance.clamp_min(least)).max().item()
+    if worst > within:
+        message = f"W2 on the grid {mu.grid.shape} is known to about {worst:.2g}, relatively, not {within:g}"
+        warnings.warn(f"{message}: take finer cells, or a larger within", ConvergenceWarning, stacklevel=3)
+    return found.distance
 
 
 def sinkhorn(target: Measure, reg: float, metric: Wasserstein | None = None) -> Observer:

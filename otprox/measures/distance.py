@@ -135,7 +135,8 @@ def _by_linear_program(mu: Measure, nu: Measure) -> Tensor:
             size = f" with n = {measure.x.shape[-2]}" if isinstance(measure, Particles) else ""
             raise TypeError(
                 f"W2 in dimension {mu.dim} is exact between two Gaussians, or two Particles with n ≤ {LIMIT}; got "
-                f"{type(measure).__name__}{size}. observe.gelbrich(target) is a lower bound for any pair"
+                f"{type(measure).__name__}{size}. observe.gelbrich(target) is a lower bound for any pair, and between "
+                "densities on one grid observe.w2(target, within=0.02) computes it to that relative error"
             )
     assert isinstance(mu, Particles) and isinstance(nu, Particles)
     import ot

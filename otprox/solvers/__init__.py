@@ -15,6 +15,7 @@ from .feature_basis import Basis, Cosines, Hermite
 from .features import Features
 from .free_support import FreeSupport
 from .gaussian_map import GaussianMap
+from .grid_distance import grid_distance
 from .kantorovich import Kantorovich
 from .modes import Modes
 from .network_flow import NetworkFlow
@@ -59,4 +60,5 @@ __all__ = [
     "entropic_cost",
     "explain",
     "geodesic",
+    "grid_distance",
 ]
