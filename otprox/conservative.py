@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .measures.base import StepTooLarge
 from .metrics import Metric, Wasserstein
 from .solvers import Out, Stats
 from .solvers.base import OnFailure, report, warm_start
-from .solvers.fixed_point import FixedPoint, fixed_point, norm
+from .solvers.fixed_point import FixedPoint, differentiable, fixed_point, norm
 from .steps import Step, check_nouns, finite, generators_of, step_size
 
 Map = Callable[[Tensor], Tensor]
@@ -30,6 +31,7 @@ class Conservative(Step):
     and the energy ½Σw|x|² up to `tol` times the growth ½tau²Σw|v|² of an explicit step. Second order in tau, F at the
     middle of the interval. The equation for v is solved by fixed-point iteration with Anderson acceleration (`depth`
     differences, at most `max_iter` evaluations), until the residual is at most `tol` of v, or below the rounding of x.
+    Derivatives in x and w are those of the implicit function theorem.
     """
 
     F: Functional
@@ -54,24 +56,20 @@ class Conservative(Step):
         F, fit = trained(self.F.at((t0 + t1) / 2).drawn(), mu, fit)
         metric, rewind = self.metric.over(t0, t1), rewinding(self.generators())
         image = self._image(F, metric, mu, tau)
-        stats = self._solve(lambda v: image(rewind(v)), mu, tau, solved)
-        moved = self._end(F, metric, mu, rewind(stats.warm["velocity"]), tau)
+        v, stats = self._solve(lambda v: image(rewind(v)), mu, tau, solved)
+        moved = self._end(F, metric, mu, rewind(v), tau)
         return Out(finite(moved, f"{name}({F}) at t = {t0:g}"), stats if fit is None else (stats, fit))
 
-    def _solve(self, image: Map, mu: Particles, tau: float, last: Any) -> Stats:
-        start = warm_start(last, "velocity", mu.x)
-        found = fixed_point(
-            image,
-            torch.zeros_like(mu.x) if start is None else start,
-            mu.w,
-            tol=self.tol,
-            floor=4 * torch.finfo(mu.x.dtype).eps * norm(mu.x, mu.w) / tau,
-            max_iter=self.max_iter,
-            depth=self.depth,
-        )
+    def _solve(self, image: Map, mu: Particles, tau: float, last: Any) -> tuple[Tensor, Stats]:
+        start, floor = warm_start(last, "velocity", mu.x), 4 * torch.finfo(mu.x.dtype).eps * norm(mu.x, mu.w) / tau
+        solve = partial(fixed_point, w=mu.w.detach(), tol=self.tol, max_iter=self.max_iter, depth=self.depth)
+        found = solve(image, torch.zeros_like(mu.x) if start is None else start, floor=floor.detach())
         stats = _stats(found, mu)
         self._check(stats, tau)
-        return report(stats, self, "take smaller steps, or raise max_iter or tol", self.on_failure)
+        report(stats, self, "take smaller steps, or raise max_iter or tol", self.on_failure)
+        if torch.is_grad_enabled() and (mu.x.requires_grad or mu.w.requires_grad):
+            return differentiable(image, found.image, partial(solve, floor=torch.zeros_like(floor))), stats
+        return found.image, stats
 
     def generators(self) -> tuple[torch.Generator, ...]:
         return generators_of(self.F, self.metric)
@@ -151,15 +149,21 @@ class DiscreteGradient(Conservative):
             nonlocal c
             half, end = _shifted(mu, v, tau / 2), F(_shifted(mu, v, tau))
             g, step = F.gradient(half), tau * v
-            size, defect = norm(step, mu.w).square(), end - start - (mu.w * (g * step).sum(-1)).sum(-1)
+            size, defect = _inner(mu, step, step), end - start - _inner(mu, g, step)
             rounding = 8 * torch.finfo(v.dtype).eps * (start.abs() + end.abs())
-            c = torch.where((defect - c * size).abs() > rounding, defect / size, c)  # steady when F cannot tell
+            steady = (defect - c * size).abs() <= rounding  # F cannot tell this c from the one before
+            c = torch.where(steady & (not defect.requires_grad), c, defect / size.clamp_min(torch.finfo(v.dtype).tiny))
             return -metric.onsager(half, g + c[..., None, None] * step)
 
         return image
 
     def _end(self, F: Functional, metric: Metric, mu: Particles, v: Tensor, tau: float) -> Particles:
         return _shifted(mu, v, tau).with_state(log_density=None)
+
+
+def _inner(mu: Particles, u: Tensor, v: Tensor) -> Tensor:
+    """∫⟨u, v⟩dμ, (*batch,)."""
+    return (mu.w * (u * v).sum(-1)).sum(-1)
 
 
 def _shifted(mu: Particles, v: Tensor, tau: float) -> Particles:

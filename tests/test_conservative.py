@@ -53,8 +53,8 @@ def orders(error, ladder=(5, 10)):
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(("gamma", "d"), [(0.0, 2), (-3.0, 3), (1.0, 3)])
 def test_landau_keeps_momentum_and_energy_and_loses_entropy(step, gamma: float, d: int):
-    mu, tau, F, metric = cloud(30, d, 2), 0.3, ox.Blob(0.6), ox.Landau(gamma, 0.2)
-    path = [mu, *run(step(F, metric), mu, tau, 12)]
+    mu, tau, F, metric = cloud(16, d, 2), 0.3, ox.Blob(0.6), ox.Landau(gamma, 0.2)
+    path = [mu, *run(step(F, metric), mu, tau, 5)]
     size = (energy(path[0]) - energy(ox.Forward(F, metric)(mu, 0.0, tau).mu)).abs()  # what one Euler step adds
     for before, after in zip(path, path[1:], strict=False):
         assert (after.mean - mu.mean).abs().max() < 1e-14
@@ -63,10 +63,9 @@ def test_landau_keeps_momentum_and_energy_and_loses_entropy(step, gamma: float, 
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("form", ["outer", "full"])
-def test_second_order_on_the_landau_equation(step, form):
+def test_second_order_on_the_landau_equation(step):
     mu, metric = cloud(8, 2), ox.Landau(0.0, 0.25)
-    F = ox.Blob(0.7, form=form, quadrature=ox.GaussHermite(5))
+    F = ox.Blob(0.7, form="full", quadrature=ox.GaussHermite(5))
     want = reference(F, metric, mu, 1.0)
     found = orders(lambda n: (run(step(F, metric, tol=1e-11), mu, 1.0 / n, n)[-1].x - want.x).norm().item())
     assert found[-1] == pytest.approx(2.0, abs=0.1)
@@ -76,7 +75,7 @@ def test_stable_where_forward_euler_heats():
     mu, F, metric, tau = cloud(40, 3), ox.Blob(0.6), ox.Landau(-3.0), 1.0
     explicit = run(ox.Forward(F, metric), mu, tau, 10)[-1]
     implicit = run(ox.Midpoint(F, metric), mu, tau, 10)[-1]
-    want = reference(F, metric, mu, 10.0, 50)
+    want = reference(F, metric, mu, 10.0, 25)
     assert energy(explicit) > 1.04 * energy(mu) and abs(energy(implicit) - energy(mu)) < 1e-8
     assert abs(F(implicit) - F(want)) < 0.1 * abs(F(explicit) - F(want))
 
@@ -212,6 +211,21 @@ def test_a_score_is_fitted_half_way():
         torch.testing.assert_close(out.log_density[i], -ratio.log(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("gamma", [-3.0, 0.0])
+def test_derivatives_are_those_of_finite_differences(step, gamma: float):
+    mu, F, h = cloud(7, 3), ox.Blob(0.8), 1e-5
+    kind = step(F, ox.Landau(gamma, 0.3), tol=1e-12)
+    generator = torch.Generator().manual_seed(5)
+    direction, covector = torch.randn(2, 7, 3, generator=generator)
+    x = mu.x.clone().requires_grad_()
+    value = (kind(mu.with_state(x=x), 0.0, 0.4).mu.x * covector).sum()
+    (slope,) = torch.autograd.grad(value, x)
+    ends = [kind(mu.with_state(x=mu.x + s * h * direction), 0.0, 0.4).mu.x for s in (1, -1)]
+    want = ((ends[0] - ends[1]) * covector).sum() / (2 * h)
+    assert float((slope * direction).sum()) == pytest.approx(float(want), rel=1e-6)
+
+
 def test_warm_starts_save_evaluations():
     mu, step = cloud(30, 3), ox.Midpoint(ox.Blob(0.6), ox.Landau(-3.0, 0.2))
     first = step(mu, 0.0, 0.02)
@@ -229,18 +243,18 @@ def test_equilibrium_and_single_precision_end_at_rounding(step):
         warnings.simplefilter("error")
         torch.testing.assert_close(step(ox.Blob(0.5), metric)(pair, 0.0, 1.0).mu.x, pair.x)
         single = ox.Particles(mu.x.float(), mu.w.float())
-        path = run(step(ox.Blob(0.5), metric), single, 0.1, 10)
-        late = run(step(ox.Blob(0.5), metric), run(step(ox.Blob(0.5), metric), mu, 1.0, 20)[-1], 1.0, 10)
+        path = run(step(ox.Blob(0.5), metric), single, 0.1, 5)
+        late = run(step(ox.Blob(0.5), metric), run(step(ox.Blob(0.5), metric), mu, 1.0, 10)[-1], 1.0, 4)
     assert path[-1].x.dtype == torch.float32
     assert abs(energy(path[-1]) - energy(single)) < 1e-6 * energy(single)
     assert abs(energy(late[-1]) - energy(mu)) < 1e-9
 
 
 def test_adaptive_step_doubling_keeps_the_energy():
-    mu, F, metric = cloud(12, 2), ox.Blob(0.7), ox.Landau(0.0, 0.25)
-    out = ox.Adaptive(ox.Midpoint(F, metric, tol=1e-10), tol=1e-5, order=2)(mu, 0.0, 1.0)
+    mu, F, metric = cloud(8, 2), ox.Blob(0.7), ox.Landau(0.0, 0.25)
+    out = ox.Adaptive(ox.Midpoint(F, metric, tol=1e-10), tol=2e-4, order=2)(mu, 0.0, 1.0)
     want = reference(F, metric, mu, 1.0)
-    assert (out.mu.x - want.x).square().sum(-1).mean().sqrt() < 2e-5
+    assert (out.mu.x - want.x).square().sum(-1).mean().sqrt() < 2e-4
     assert abs(energy(out.mu) - energy(mu)) < 1e-11
 
 

@@ -23,15 +23,15 @@ def energy(mu: ox.Particles) -> torch.Tensor:
     return mu.expect(lambda x: x.square().sum(-1) / 2)
 
 
-@pytest.mark.parametrize(("method", "rtol"), [("dopri5", 1e-9), ("bosh3", 1e-7)])
+@pytest.mark.parametrize(("method", "rtol"), [("dopri5", 1e-9), ("bosh3", 1e-6)])
 def test_ornstein_uhlenbeck_drift_and_its_density(method, rtol, S0, Q):
     """x ↦ m + e^{−tQP}(x − m), whose density grows by t·tr QP."""
     m, mu = torch.tensor([0.3, -1.0, 2.0]), cloud(8, 3)
     step = ox.Integrate(ox.Potential(ox.Quadratic(m, S0)), ox.Wasserstein(Q), rtol=rtol, method=method)
     out = step(mu.with_state(log_density=torch.zeros(8)), 0.5, 1.2)
     rate = 0.7 * Q @ torch.linalg.inv(S0)
-    torch.testing.assert_close(out.mu.x, m + (mu.x - m) @ torch.linalg.matrix_exp(-rate).T, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(out.mu.log_density, rate.trace().expand(8), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out.mu.x, m + (mu.x - m) @ torch.linalg.matrix_exp(-rate).T, rtol=0.0, atol=100 * rtol)
+    torch.testing.assert_close(out.mu.log_density, rate.trace().expand(8), rtol=0.0, atol=100 * rtol)
     assert method in out.stats.message and out.stats.iterations > 10
 
 
@@ -68,7 +68,7 @@ def test_every_item_of_a_batch_is_within_the_tolerance():
     mu = mu.with_state(x=mu.x * torch.tensor([0.5, 1.0, 2.0])[:, None, None])
     out = ox.Integrate(F, metric)(mu, 0.0, 0.5).mu
     for i in range(3):
-        one = ox.Integrate(F, metric, rtol=1e-9, atol=1e-10)(ox.Particles(mu.x[i], mu.w[i]), 0.0, 0.5).mu
+        one = ox.Integrate(F, metric, rtol=1e-7, atol=1e-8)(ox.Particles(mu.x[i], mu.w[i]), 0.0, 0.5).mu
         torch.testing.assert_close(out.x[i], one.x, rtol=0.0, atol=2e-5)
 
 

@@ -50,6 +50,27 @@ def fixed_point(
     return best
 
 
+def differentiable(G: Callable[[Tensor], Tensor], v: Tensor, solve: Callable[..., FixedPoint]) -> Tensor:
+    """G(v) at a fixed point, with derivatives in what G depends on by the implicit function theorem, ∂v = (I − G')⁻¹∂G.
+
+    `solve(map, start)` finds fixed points; backward passes call it for the transposed equation.
+    """
+    v = v.detach()
+    at = v.clone().requires_grad_()
+    inner, image = G(at), G(v)
+
+    def adjoint(g: Tensor) -> Tensor:
+        solved = solve(lambda y: torch.autograd.grad(inner, at, y, retain_graph=True)[0] + g, g)
+        if not bool(solved.converged.all()):
+            raise RuntimeError(
+                f"the derivative of the step stalled at a residual of {solved.residual.max().item():.2g}"
+            )
+        return solved.image
+
+    image.register_hook(adjoint)
+    return image
+
+
 def norm(v: Tensor, w: Tensor) -> Tensor:
     """The norm of a field in L2(w), (*batch,)."""
     return (w * v.square().sum(-1)).sum(-1).sqrt()
