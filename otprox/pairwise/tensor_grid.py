@@ -242,7 +242,7 @@ def _sums(x: Tensor, axes: Axes, width: float) -> _Sums:
         raise ValueError(f"axes hold the nodes along each axis: {x.shape[-1]} of them for x, not {len(axes)}")
     if not width > 0:
         raise ValueError(f"width must be > 0, not {width}")
-    return _Sums(tuple(axis.to(x) for axis in axes), float(width))
+    return _Sums(tuple(axis.to(x).contiguous() for axis in axes), float(width))
 
 
 def _bells(z: Tensor, orders: list[int], width: float, least: float) -> dict[int, Tensor]:
