@@ -21,12 +21,14 @@ from torch import Tensor
 from ..functionals.atom import Atom
 from ..measures import Density, Grid
 from ..measures.remap import interpolate
-from .programs import NoSolution, Program, Solution, numbers, support_program
+from .programs import USABLE, NoSolution, Program, Solution, numbers, support_program
 
 BLOCK = 2**20  # pairs that are priced at a time
 NEIGHBOURS = {1: 6, 2: 12, 3: 20}  # pairs that a cell brings into a guess, by dimension
 LIGHT = 1e-14  # mass of an old cell below which it brings only the pair with itself
+FAINT = 1e-10  # the same after a stall; the bound counts what that loses
 FEWEST = 64  # pairs that are always all taken
+MOST = 50_000  # pairs up to which more of them are tried where the solver stalled: too few are often why
 ROUNDS = 12  # guesses before the bound is reported as it stands
 
 
@@ -81,7 +83,7 @@ class Transport:
         x = self.grid.points(self.precision)
         return self.cost(x[pairs.new], x[pairs.old])
 
-    def price(self, y: Tensor, masses: Tensor, k: int) -> tuple[Tensor, Pairs]:
+    def price(self, y: Tensor, masses: Tensor, k: int, light: float = LIGHT) -> tuple[Tensor, Pairs]:
         """min over i of c_ij + y_i (n,), and the k best pairs of each old and each new cell under it."""
         x, n = self.grid.points(y), self.grid.n
         k, width = min(k, n), max(1, BLOCK // n)
@@ -90,14 +92,14 @@ class Transport:
             reduced = self.cost(x[:, None], x[old]) + y[:, None]
             values, new = reduced.topk(k, 0, largest=False)
             lowest.append(values[0])
-            heavy = masses[old] > LIGHT
+            heavy = masses[old] > light
             codes.append((new * n + old)[:, heavy].flatten())
             reduced = torch.where(heavy, reduced - values[0], torch.inf)
             best = _merge(best, reduced, old, k)
         values, old = best  # type: ignore[misc]
         codes.append((torch.arange(n)[:, None] * n + old)[values < torch.inf])
-        light = torch.arange(n)[masses <= LIGHT]
-        return torch.cat(lowest), _pairs(torch.cat([*codes, light * (n + 1)]), n)
+        still = torch.arange(n)[masses <= light]
+        return torch.cat(lowest), _pairs(torch.cat([*codes, still * (n + 1)]), n)
 
 
 def _merge(best: tuple[Tensor, Tensor] | None, values: Tensor, old: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -168,12 +170,13 @@ def _certify(
 ) -> Certified:
     """Solve over pairs and add the best of the others, until they cannot improve the plan by more than the tolerance.
 
-    A program that is infeasible on its pairs is given more of them.
+    A program that is infeasible on its pairs, or stalls, is given more of them.
     """
     n = transport.grid.n
     k = n if guess is None else min(n, NEIGHBOURS[transport.grid.dim])
     pairs = every_pair(n) if guess is None else transport.price(guess, masses, k)[1]
     best: Certified | None = None
+    light = LIGHT
     for _ in range(ROUNDS):
         cost = transport.of(pairs)
         try:
@@ -181,13 +184,16 @@ def _certify(
         except NoSolution as nothing:
             if best is not None:
                 break
-            if "infeasible" not in str(nothing) or k == n:
+            if not _may_need_more(str(nothing), k, n):
                 raise
-            k = min(n, 4 * k)
-            pairs = transport.price(guess, masses, k)[1]  # type: ignore[arg-type]
+            solution = None
+        if best is None and (solution is None or _is_lost(solution) and _may_need_more(solution.status, k, n)):
+            k, light = min(n, 4 * k), FAINT
+            pairs = transport.price(guess, masses, k, light)[1]  # type: ignore[arg-type]
             continue
+        assert solution is not None
         y = torch.as_tensor(solution.potential)
-        lowest, better = transport.price(y, masses, k)
+        lowest, better = transport.price(y, masses, k, light)
         u = torch.full_like(y, torch.inf).scatter_reduce(0, pairs.old, cost + y[pairs.new], "amin")
         missed = (masses * (u - lowest)).sum().item() / max(1.0, abs(solution.value))
         now = Certified(_with_bound(solution, missed, settings.tolerance), pairs, cost, y)
@@ -200,6 +206,15 @@ def _certify(
     if best is None:
         raise NoSolution("infeasible on every set of pairs that was tried")
     return best
+
+
+def _is_lost(solution: Solution) -> bool:
+    return solution.status != "optimal" and solution.residual > USABLE
+
+
+def _may_need_more(status: str, k: int, n: int) -> bool:
+    """Whether more pairs than k a cell may help a program that has no solution: it may be infeasible on its pairs."""
+    return k < n and ("infeasible" in status or 4 * k * n <= MOST)
 
 
 def _with_bound(solution: Solution, missed: float, tolerance: float) -> Solution:

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 
+import otprox as ox
 from otprox import (
     KL,
     Congestion,
@@ -148,3 +149,20 @@ def test_price_is_the_c_transform():
     assert chosen[best[:, 3], 3].all() and chosen[7, 7]
     assert chosen[:, 7].sum() == 1  # a cell without mass brings itself only
     assert (chosen.sum(1) >= 3).all()
+
+
+@pytest.mark.filterwarnings("ignore::otprox.solvers.convex.FrozenWarning")
+@pytest.mark.parametrize("floor", [0.0, 1e-13, 1e-10])
+@pytest.mark.parametrize("name", ["Potential", "KL"])
+def test_a_floor_that_mass_must_come_to_from_afar(name, floor):
+    """Cells near 1e-13 fill up to 1e-3: a guess of few pairs is infeasible; the entropic step is near the result."""
+    grid, V = Grid((-4.0, -4.0), (4.0, 4.0), (16, 16)), Quadratic([0.0, 0.0])
+    values = Gaussian([1.0, 0.0], [[0.3, 0.0], [0.0, 0.3]]).to_density(grid).values
+    values = torch.where(values < 1e-8, floor, values)
+    mu = Density(values / (values.sum() * grid.volume), grid)
+    F = {"Potential": Potential(V), "KL": KL(V)}[name] + Obstacle(lower=1e-3, upper=0.15)
+    new, stats = Convex(on_failure="raise", max_full=0)(F, W2, mu, 0.5)
+    assert stats.residual < 1e-6
+    assert new.values.min() > 1e-3 - 1e-6 and new.values.max() < 0.15 + 1e-6
+    blurred = ox.Backward(F, ox.Entropic(0.1))(mu, 0.0, 0.5).mu
+    assert (new.values - blurred.values).abs().sum() * grid.volume < 0.25
