@@ -163,5 +163,5 @@ def _check(step: Step, order: int) -> None:
         raise TypeError(f"step must be a Step such as Backward(F), not {step!r}")
     if step.generators():
         raise TypeError("step doubling sees errors in time only; give it a deterministic step, without noise")
-    if order < 1:
-        raise ValueError(f"order must be at least 1, not {order}")
+    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+        raise ValueError(f"order must be a whole number, at least 1, not {order!r}")

@@ -109,8 +109,9 @@ def test_bad_input():
         ox.Adaptive(step, -1)
     with pytest.raises(ValueError, match="first > 0"):
         ox.Adaptive(step, 0.1, first=0.0)
-    with pytest.raises(ValueError, match="order must be at least 1"):
-        ox.Richardson(step, order=0)
+    for order in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"order must be a whole number, at least 1, not {order}"):
+            ox.Richardson(step, order=order)
     with pytest.raises(TypeError, match="must be a Step"):
         ox.Adaptive(ox.Entropy(), 0.1)
     with pytest.raises(TypeError, match="deterministic"):

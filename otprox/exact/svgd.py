@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..measures import Gaussian
+from ..measures.base import check_alike
 from .bures import apply, gaussian, identity, spectral, symmetric
 from .stein_local import (
     Wave,
@@ -58,10 +59,15 @@ def bilinear_moments(mu: Gaussian, target: Gaussian) -> tuple[Tensor, Tensor]:
 
 
 def bilinear_flow(mu: Gaussian, target: Gaussian, t: float) -> Gaussian:
-    """The Gaussian at time t of SVGD with k = xᵀy + 1: `bilinear_moments`, integrated to about 1e-12 (DOP853)."""
+    """The Gaussian at time t of SVGD with k = xᵀy + 1: `bilinear_moments`, integrated to about 1e-12 (DOP853).
+
+    It is integrated in float64 on the CPU, and has the dtype and device of mu, which the target must share.
+    """
     from scipy.integrate import solve_ivp
 
+    check_alike(target.mean, "the target", mu.anchor)
     d, batch = mu.dim, mu.batch
+    target = gaussian(target, target.mean.double().cpu(), target.cov.double().cpu())
 
     def unpack(state: np.ndarray) -> Gaussian:
         y = torch.from_numpy(state).reshape(*batch, d + d * d)
@@ -71,11 +77,12 @@ def bilinear_flow(mu: Gaussian, target: Gaussian, t: float) -> Gaussian:
         mean, cov = bilinear_moments(unpack(state), target)
         return torch.cat([mean, cov.flatten(-2)], -1).flatten().numpy()
 
-    start = torch.cat([mu.mean, mu.cov.flatten(-2)], -1).flatten().double().numpy()
+    start = torch.cat([mu.mean, mu.cov.flatten(-2)], -1).flatten().double().cpu().numpy()
     solution = solve_ivp(rate, (0.0, t), start, method="DOP853", rtol=1e-12, atol=1e-13)
     if not solution.success:
         raise RuntimeError(f"the moment equations could not be integrated to t = {t}: {solution.message}")
-    return unpack(np.ascontiguousarray(solution.y[:, -1]))
+    end = unpack(np.ascontiguousarray(solution.y[:, -1]))
+    return gaussian(mu, end.mean.to(mu.mean), end.cov.to(mu.mean))
 
 
 def bilinear_centred(cov: Tensor, target_cov: Tensor, t: float) -> Tensor:

@@ -54,7 +54,8 @@ class MMD(Composite):
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
-            raise TypeError(f"MMD needs a kernel such as kernels.RBF(1.0), not {self.kernel!r}")
+            swapped = "; it is MMD(kernel, target), in this order" if isinstance(self.kernel, Measure) else ""
+            raise TypeError(f"MMD needs a kernel such as kernels.RBF(1.0), not a {type(self.kernel).__name__}{swapped}")
         if not isinstance(self.target, Particles | Quantiles | Density | Gaussian):
             raise TypeError(
                 f"MMD needs a target measure, not a {type(self.target).__name__}. What would work: samples of it, "

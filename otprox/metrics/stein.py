@@ -34,7 +34,7 @@ class Stein(Metric):
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
-            raise TypeError(f"Stein needs a kernel such as kernels.RBF(1.0), not {self.kernel!r}")
+            raise TypeError(f"Stein needs a kernel such as kernels.RBF(1.0), not a {type(self.kernel).__name__}")
         reason = self.kernel.indefinite()
         if reason is not None:
             raise ValueError(

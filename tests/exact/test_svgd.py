@@ -25,6 +25,15 @@ def test_bilinear_flow_reference():
     torch.testing.assert_close(end.cov, torch.tensor(cov), atol=1e-11, rtol=0)
 
 
+def test_bilinear_flow_has_one_precision():
+    single, target = (ox.Gaussian(mu.mean.float(), mu.cov.float()) for mu in (START, TARGET))
+    end, exact = svgd.bilinear_flow(single, target, 1.0), svgd.bilinear_flow(START, TARGET, 1.0)
+    assert end.mean.dtype == end.cov.dtype == torch.float32
+    torch.testing.assert_close(end.cov.double(), exact.cov, atol=1e-6, rtol=0)
+    with pytest.raises(TypeError, match=r"the target is torch.float64 .* convert it with"):
+        svgd.bilinear_flow(single, TARGET, 1.0)
+
+
 def test_bilinear_flow_keeps_batches_and_ends_at_the_target():
     mean = torch.stack([START.mean, TARGET.mean])
     both = ox.Gaussian(mean, torch.stack([START.cov, 2 * START.cov]))

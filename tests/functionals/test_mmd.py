@@ -155,6 +155,8 @@ def test_bad_input_says_what_would_work():
         ox.MMD(k, lambda x: x.square().sum(-1))
     with pytest.raises(TypeError, match="needs a kernel such as"):
         ox.MMD(lambda z: z, cloud(3, 1))
+    with pytest.raises(TypeError, match=r"not a Particles; it is MMD\(kernel, target\), in this order$"):
+        ox.MMD(cloud(3, 1), k)
     with pytest.raises(TypeError, match="no closed form under a Gaussian target"):
         ox.MMD(kernels.Laplace(1.0), TARGETS["gaussian"])
     F = ox.MMD(k, cloud(3, 2))
