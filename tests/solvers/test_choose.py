@@ -82,8 +82,8 @@ def test_what_would_work_comes_first(F, metric, mu, ways):
 def test_solvers_that_fit_the_measure_and_the_metric_give_their_reasons_first():
     lines = refusal(Blob(0.3), W2, CELLS)
     reasons = lines[lines.index("Why not, those that fit the measure and the metric first:") + 1 :]
-    assert {line.split(":")[0].strip() for line in reasons[:4]} >= {"Kantorovich", "Dynamic"}
-    assert reasons[-1].startswith("  Descent: it moves Particles")
+    names = [line.split(":")[0].strip() for line in reasons]
+    assert max(names.index("Kantorovich"), names.index("Dynamic")) < min(names.index("Bures"), names.index("Descent"))
 
 
 def test_a_suggested_splitting_has_a_solver_for_its_rest():

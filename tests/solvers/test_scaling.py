@@ -548,6 +548,17 @@ def test_bad_options_and_steps():
         Scaling()(Entropy(), Entropic(0.1), normal(0, 1), 0.0)
 
 
+def check_derivatives(value, rho: Tensor, bump: Tensor, **tolerance: float) -> None:
+    """Of value(rho, shift) along `bump` and in the shift, at 0.55, by central differences."""
+    rho, shift, h = rho.clone().requires_grad_(), torch.tensor(0.55, requires_grad=True), 1e-4
+    in_rho, in_shift = torch.autograd.grad(value(rho, shift), (rho, shift))
+    with torch.no_grad():
+        along = (value(rho + h * bump, shift) - value(rho - h * bump, shift)) / (2 * h)
+        across = (value(rho, shift + h) - value(rho, shift - h)) / (2 * h)
+    assert (in_rho * bump).sum().item() == pytest.approx(along.item(), rel=1e-5, **tolerance)
+    assert in_shift.item() == pytest.approx(across.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_envelope_gradients_of_the_value(reference: str):
     """d/dε of min F(ν) + OT(μ, ν)/2τ, in μ along directions that keep its mass, and in the parameters of V."""
@@ -561,14 +572,7 @@ def test_envelope_gradients_of_the_value(reference: str):
         F = KL(lambda y: 10 * (y[..., 0] - shift).square()) + 0.1 * PorousMedium(2.0)
         return Scaling(tol=1e-12)(F, metric, mu.with_state(values=rho), tau).stats.objective
 
-    rho, shift = mu.values.clone().requires_grad_(), torch.tensor(0.55, requires_grad=True)
-    in_mu, in_V = torch.autograd.grad(value(rho, shift), (rho, shift))
-    h = 1e-4
-    with torch.no_grad():
-        along = (value(rho + h * bump, shift) - value(rho - h * bump, shift)) / (2 * h)
-        across = (value(rho, shift + h) - value(rho, shift - h)) / (2 * h)
-    assert (in_mu * bump).sum().item() == pytest.approx(along.item(), rel=1e-5, abs=1e-8)
-    assert in_V.item() == pytest.approx(across.item(), rel=1e-5)
+    check_derivatives(value, mu.values, bump, abs=1e-8)
 
 
 @pytest.mark.parametrize("reference", ["lebesgue", "product"])
@@ -588,14 +592,7 @@ def test_derivatives_of_the_minimiser(reference: str, periodic: bool):
         nu = Scaling(tol=1e-12)(F, metric, mu.with_state(values=rho), tau).mu
         return (test * nu.values.square()).sum()
 
-    rho, shift = mu.values.clone().requires_grad_(), torch.tensor(0.55, requires_grad=True)
-    in_mu, in_V = torch.autograd.grad(value(rho, shift), (rho, shift))
-    h = 1e-4
-    with torch.no_grad():
-        along = (value(rho + h * bump, shift) - value(rho - h * bump, shift)) / (2 * h)
-        across = (value(rho, shift + h) - value(rho, shift - h)) / (2 * h)
-    assert (in_mu * bump).sum().item() == pytest.approx(along.item(), rel=1e-5, abs=1e-7)
-    assert in_V.item() == pytest.approx(across.item(), rel=1e-5)
+    check_derivatives(value, mu.values, bump, abs=1e-7)
 
 
 def test_gradients_flow_through_several_steps():
