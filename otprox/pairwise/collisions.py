@@ -63,20 +63,21 @@ class _Moments:
     """Maxwell molecules, by the moments of the sources about their means."""
 
     def __init__(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor, w: Tensor) -> None:
-        w = w[..., None]
-        self.mass = w.sum(-2, keepdim=True)
-        x0, u0 = (w * y).sum(-2, keepdim=True) / self.mass, (w * v).sum(-2, keepdim=True) / self.mass
-        y, v = y - x0, v - u0
+        total = w[..., None, :]
+        self.mass = total.sum(-1, keepdim=True)
+        x0, u0 = total @ y / self.mass, total @ v / self.mass
         self.x, self.u = x - x0, u - u0
-        self.P, self.M = y.mT @ (w * y), y.mT @ (w * v)  # Σ w yyᵀ and Σ w yvᵀ; the first moments are 0
-        square = y.square().sum(-1, keepdim=True)
-        self.third = (w * (square * v - y * (y * v).sum(-1, keepdim=True))).sum(-2, keepdim=True)
+        y, v = (self.x if x is y else y - x0), (self.u if u is v else v - u0)
+        weighed = (w[..., None] * y).mT
+        self.P, self.M = weighed @ y, weighed @ v  # Σ w yyᵀ and Σ w yvᵀ; the first moments are 0
+        square, along = _dot(y, y), _dot(y, v)
+        self.third = (total * square.mT) @ v - (total * along.mT) @ y
 
     def velocity(self) -> Tensor:
         """Σ_j w_j (|z|²I − zzᵀ)(u_i − v_j)."""
         x, u, P, M = self.x, self.u, self.P, self.M
-        own = x.square().sum(-1, keepdim=True) * u - x * (x * u).sum(-1, keepdim=True)
-        return self.mass * own + _trace(P) * u - u @ P - self.third + 2 * x @ M - x * _trace(M) - x @ M.mT
+        out = x @ (2 * M - M.mT) - u @ P - self.third
+        return out + u * (self.mass * _dot(x, x) + _trace(P)) - x * (self.mass * _dot(x, u) + _trace(M))
 
     def jacobian(self, du: Tensor) -> Tensor:
         """Σ_j w_j [2q zᵀ − z qᵀ − (z·q)I] + (Σ_j w_j (|z|²I − zzᵀ))∇u."""
@@ -86,6 +87,11 @@ class _Moments:
         A = (mass[..., 0] * x.square().sum(-1, keepdim=True) + _trace(P)[..., 0])[..., None] * eye
         A = A - mass * x[..., :, None] * x[..., None, :] - P
         return 2 * qz - qz.mT - _trace(qz) * eye + A @ du
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """a·b, (…, 1); einsum makes no tensor of the products."""
+    return torch.einsum("...a,...a->...", a, b)[..., None]
 
 
 def _trace(m: Tensor) -> Tensor:

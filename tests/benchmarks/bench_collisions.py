@@ -83,20 +83,20 @@ def batches(device: str) -> None:
 
 
 def memory(device: str) -> None:
-    """Peak memory above that before, with 10⁴ and 4·10⁴ particles: of a fresh process on a CPU, of torch on a GPU."""
+    """Peak memory above that before, and in all: of a fresh process on a CPU with torch, of torch on a GPU."""
     print("\nCoulomb, d = 3, float64: memory of one apply")
     for n in (10_000, 40_000):
         with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            megabytes, seconds = pool.apply(peak, (n, device))
-        print(f"  N = {n:<8} {megabytes:8.1f} MB  {seconds:8.2f} s")
+            megabytes, total, seconds = pool.apply(peak, (n, device))
+        print(f"  N = {n:<8} {megabytes:8.1f} MB of {total:.0f} MB  {seconds:8.2f} s")
 
 
-def peak(n: int, device: str) -> tuple[float, float]:
+def peak(n: int, device: str) -> tuple[float, float, float]:
     small, mu = cloud(300, 3, torch.float64, device), cloud(n, 3, torch.float64, device)
     Landau(-3.0).onsager(*small)
     before, clock = used(device), seconds_of(device)
     Landau(-3.0).onsager(*mu)
-    return used(device) - before, seconds_of(device) - clock
+    return used(device) - before, used(device), seconds_of(device) - clock
 
 
 def used(device: str) -> float:

@@ -173,3 +173,20 @@ def test_a_flow_in_random_batches_repeats_and_observers_draw_nothing():
     rate = ox.record(path, rate=lambda tick: metric.dissipation(F, tick.after)).final.x
     torch.testing.assert_close(first, rate, rtol=0, atol=0)
     torch.testing.assert_close(metric.dissipation(F, mu), Landau(0.5, 0.7).dissipation(F, mu), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("gamma", [-3.0, -2.6, 0.0, 0.5])
+@pytest.mark.needs_cuda
+def test_on_cuda(gamma: float, dtype: torch.dtype):
+    mu, u = cloud(3000, 3, 0, 2)
+    there, v = ox.Particles(mu.x.to("cuda", dtype), mu.w.to("cuda", dtype)), u.to("cuda", dtype)
+    tol = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
+    found = Landau(gamma).onsager(there, v)
+    torch.testing.assert_close(found.cpu().double(), Landau(gamma).onsager(mu, u), **tol)
+    drawn = Landau(gamma, batch=16, generator=torch.Generator("cuda").manual_seed(0)).onsager(there, v)
+    w = there.w[..., None]
+    assert (w * drawn).sum(-2).norm() < 1e2 * torch.finfo(dtype).eps * (w * drawn).norm(dim=-1).sum()
+    F = ox.Potential(lambda x: x.square().sum(-1).cos())
+    slope = Landau(gamma).descent(F, there).jacobian()[1].cpu().double()
+    torch.testing.assert_close(slope, Landau(gamma).descent(F, mu).jacobian()[1], **tol)
