@@ -31,7 +31,8 @@ class Conservative(Step):
     and the energy ½Σw|x|² up to `tol` times the growth ½tau²Σw|v|² of an explicit step. Second order in tau, F at the
     middle of the interval. The equation for v is solved by fixed-point iteration with Anderson acceleration (`depth`
     differences, at most `max_iter` evaluations), until the residual is at most `tol` of v, or below the rounding of x.
-    Derivatives in x and w are those of the implicit function theorem.
+    Derivatives in x and w are those of the implicit function theorem. A score that is trained, `scores.Network`, is
+    fitted once a step, at x₀: the invariants stay, and the order is one.
     """
 
     F: Functional

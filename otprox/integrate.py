@@ -26,8 +26,8 @@ class Integrate(Step):
     The error of each of them is at most atol + rtol·|x| in L2(μ), in every item of a batch: one sequence of steps
     serves all. `method` is a pair of torchdiffeq; a carried log-density follows d log ρ/dt = −div v. Explicit, so a
     stiff F makes the steps short: more than `max_steps` of them is a ConvergenceError. Invariants drift by the
-    tolerance. A metric that moves is that of the interval, and random batches are the same all through it. `iterations`
-    of the stats counts velocities.
+    tolerance. A metric that moves is that of the interval, random batches are the same all through it, and a score that
+    is trained is fitted at t0. `iterations` of the stats counts velocities.
 
     Needs torchdiffeq, pip install 'otprox[ode]' (Chen 2018; Dormand, Prince 1980).
     """

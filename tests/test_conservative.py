@@ -211,6 +211,24 @@ def test_a_score_is_fitted_half_way():
         torch.testing.assert_close(out.log_density[i], -ratio.log(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [ox.Midpoint, ox.Integrate])
+def test_a_trained_score_is_fitted_once_a_step_and_starts_from_the_step_before(make):
+    if make is ox.Integrate:
+        pytest.importorskip("torchdiffeq")
+    mu, fits = cloud(20, 2), []
+
+    class Trained(ox.scores.Estimator):
+        def fit(self, mu, last=None):
+            fits.append(mu)
+            return ox.scores.Known(ox.scores.GaussianFit().fit(mu), stats=["trained", *(last or [])])
+
+    step = make(ox.Entropy(score=Trained()), ox.Landau(0.0, 0.1))
+    first = step(mu, 0.0, 0.1)
+    second = step(first.mu, 0.1, 0.2, first.stats)
+    assert fits == [mu, first.mu] and second.stats[0].converged and second.stats[1] == ["trained", "trained"]
+    assert abs(energy(second.mu) - energy(mu)) < (1e-10 if make is ox.Midpoint else 1e-6)
+
+
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("gamma", [-3.0, 0.0])
 def test_derivatives_are_those_of_finite_differences(step, gamma: float):
