@@ -32,8 +32,8 @@ class CollisionFlow:
     This is F(ν) + d²(μ, ν)/(2·tau) with the action of the curve for d² (Carrillo, Delgadino, Desvillettes, Wu 2024;
     Huang, Wang 2024, arXiv:2409.12296); one piece freezes the metric at μ. Each piece ends with the dilation about
     the mean that undoes its gain of energy, so that momentum and energy are exact. A carried log-density falls by
-    log det of each map, exactly, with det > 0 at all particles. The mean of ψ_k over the particles then obeys the
-    weak Landau equation.
+    log det of each map, exactly, with det > 0 at all particles: leave out nodes of negligible weight in the far tails,
+    where u has no data and yet folds first. The mean of ψ_k over the particles then obeys the weak Landau equation.
 
     One free u a particle has no minimiser under an entropy: the density sees ∇u, the action does not. So u_k = ∇ψ, ψ in
     a space of features, far fewer than particles: `Hermite(degree)`, `Cosines(count)`, or a callable (…, d) -> (…, K)

@@ -54,7 +54,7 @@ def nodes(t: float) -> ox.Particles:
     exact, line = landau.BKW(2, 1 / 16), torch.linspace(-4.4, 4.4, 41)
     x = torch.cartesian_prod(line, line)
     w = exact.density(x, t)
-    x, w = x[w > 1e-7 * w.max()], w[w > 1e-7 * w.max()]
+    x, w = x[w > 1e-5 * w.max()], w[w > 1e-5 * w.max()]
     return ox.Particles(x, w / w.sum(), log_density=w.log())
 
 
