@@ -146,6 +146,17 @@ def test_landau_is_forward_on_the_entropy_of_blobs():
 
 
 @pytest.mark.parametrize("order", [2, 4])
+def test_landau_loses_its_entropy_at_the_rate_of_dissipation(order: int):
+    """−dF/dt = ∫⟨∇φ, K∇φ⟩, φ = δF/δμ, by a difference in time."""
+    mu = ox.exact.landau.BKW().particles(ox.Grid((-4, -4), (4, 4), (15, 15)), 0.0)
+    scheme, tau = ox.schemes.landau(-1.0, 0.5, order=order), 1e-6
+    rate = scheme.metric.dissipation(scheme.F, mu).item()
+    assert rate > 0.01
+    lost = scheme.F(mu) - scheme.F(scheme(mu, 0.0, tau).mu)
+    assert lost.item() / tau == pytest.approx(rate, rel=1e-4)
+
+
+@pytest.mark.parametrize("order", [2, 4])
 def test_order_of_the_entropy_of_landau_in_the_width(order: int):
     mu = ox.Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.3], [0.3, 0.6]]))
     errors = [(ox.schemes.landau(0.0, w, order=order).F(mu) - ox.Entropy()(mu)).abs().item() for w in (0.1, 0.05)]

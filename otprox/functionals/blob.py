@@ -13,7 +13,7 @@ from ..domains import Torus
 from ..measures import GaussHermite, Gaussian, Measure, Quadrature, Samples, Trapezoidal
 from ..measures.quadrature import log_normaliser
 from .base import Functional, differentiate
-from .blob_integrals import AroundEach, BlobIntegral, OnGrid, apart
+from .blob_integrals import MOST, AroundEach, BlobIntegral, OnGrid, apart
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,13 @@ class Blob(Functional):
         x = y if x is None else x
         return self._integral(y, x).slopes(y, w, x)
 
+    def hessian(self, mu: Measure, x: Tensor | None = None) -> Tensor:
+        if isinstance(mu, Gaussian):
+            return super().hessian(mu, x)
+        y, w = _nodes(mu)
+        x = y if x is None else x
+        return self._integral(y, x).curvatures(y, w, x)
+
     def bures_gradient(self, mu: Gaussian) -> tuple[Tensor, Tensor]:
         """(0, −S⁻¹) for "full" and (0, −S⁻¹ − width²·S⁻²) for "outer", S = Σ + width²·I."""
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._blurred(mu).cov))
@@ -87,7 +94,8 @@ class Blob(Functional):
         if dim > 3:
             return Samples(64)
         each = GaussHermite(16 if dim < 3 else 8)
-        return grid if OnGrid(self.width, grid.spacing).nodes(*points) <= n * each.order**dim else each
+        nodes = OnGrid(self.width, grid.spacing).nodes(*points)
+        return grid if nodes <= min(MOST, n * each.order**dim) else each
 
     def _blurred(self, mu: Gaussian) -> Gaussian:
         eye = torch.eye(mu.dim, dtype=mu.cov.dtype, device=mu.cov.device)

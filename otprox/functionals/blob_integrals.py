@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 
 from ..measures import Field
-from ..pairwise import gaussian_gather, gaussian_gather_slopes, gaussian_spread, log_gaussian_sum
+from ..measures.base import jacobian
+from ..pairwise import (
+    gaussian_gather,
+    gaussian_gather_curvatures,
+    gaussian_gather_slopes,
+    gaussian_spread,
+    log_gaussian_sum,
+)
 from ..pairwise.tensor_grid import reach
 from .base import differentiate
+
+MOST = 1e8  # nodes of a grid
 
 
 class BlobIntegral(ABC):
@@ -29,6 +38,10 @@ class BlobIntegral(ABC):
     @abstractmethod
     def slopes(self, y: Tensor, w: Tensor, x: Tensor) -> Tensor:
         """∇δF/δμ at x, (*batch, m, d)."""
+
+    @abstractmethod
+    def curvatures(self, y: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        """∇²δF/δμ at x, (*batch, m, d, d)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +65,9 @@ class AroundEach(BlobIntegral):
 
     def slopes(self, y: Tensor, w: Tensor, x: Tensor) -> Tensor:
         return differentiate(lambda at: self.variation(y, w, at), apart(x, y, w), "Blob")
+
+    def curvatures(self, y: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        return jacobian(lambda at: self.slopes(y, w, at), x)
 
     def _log(self, x: Tensor, y: Tensor, log_w: Tensor) -> Tensor:
         """log Σ_j w_j φ(x_i − y_j)."""
@@ -84,9 +100,13 @@ class OnGrid(BlobIntegral):
         axes = self.axes(y, x)
         return gaussian_gather_slopes(x, self._coefficients(y, w, x, axes), axes, self.width)
 
+    def curvatures(self, y: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        axes = self.axes(y, x)
+        return gaussian_gather_curvatures(x, self._coefficients(y, w, x, axes), axes, self.width)
+
     def axes(self, *points: Tensor) -> list[Tensor]:
         """Multiples of h along each axis, as far as the blobs of the points reach."""
-        if not self.nodes(*points) <= _MOST:
+        if not self.nodes(*points) <= MOST:
             raise ValueError(
                 f"particles spread over a grid of {self.nodes(*points):.1e} nodes at {self.spacing:g} widths: take a "
                 "larger width, or quadrature=GaussHermite(16), whose nodes are around each particle"
@@ -139,9 +159,6 @@ def apart(x: Tensor, *state: Tensor) -> Tensor:
     if x.requires_grad:
         return x.view_as(x)
     return x.detach().requires_grad_() if any(t.requires_grad for t in state) else x
-
-
-_MOST = 1e8  # nodes of a grid
 
 
 def _log(f: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ For a kernel k of `otprox.kernels`, points x (*batch, m, d) and sources y (*batc
 and between particles x and the nodes of a tensor-product grid, given by its axes, with φ = exp(−|x − g|²/(2·width²)):
 
 - `gaussian_spread(x, w, axes, width)`: Σ_j w_j φ(x_j − g) at every node g
-- `gaussian_gather(x, c, axes, width)`: Σ_g c_g φ(x_i − g); `gaussian_gather_slopes` is its gradient in x
+- `gaussian_gather(x, c, axes, width)`: Σ_g c_g φ(x_i − g); `gaussian_gather_slopes` and
+  `gaussian_gather_curvatures` are its derivatives in x
 
 for collisions with A(z) = |z|^γ(|z|²I − zzᵀ):
 
@@ -37,7 +38,7 @@ from .gaussian import log_gaussian_sum
 from .reductions import divergence_sum, gradient_sum, kernel_sum, stein_discrepancy, stein_sum, trace_sum
 from .routes import explain
 from .slicing import Estimate, sliced_sum
-from .tensor_grid import gaussian_gather, gaussian_gather_slopes, gaussian_spread
+from .tensor_grid import gaussian_gather, gaussian_gather_curvatures, gaussian_gather_slopes, gaussian_spread
 from .tiles import TILE
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "evaluate",
     "explain",
     "gaussian_gather",
+    "gaussian_gather_curvatures",
     "gaussian_gather_slopes",
     "gaussian_spread",
     "gradient_sum",

@@ -61,6 +61,12 @@ def reach(x: Tensor, width: float) -> float:
     return width * math.sqrt(-2 * math.log(torch.finfo(x.dtype).eps))
 
 
+def gaussian_gather_curvatures(x: Tensor, c: Tensor, axes: Axes, width: float) -> Tensor:
+    """The second derivatives of `gaussian_gather` in x, (*batch, n, d, d)."""
+    sums = _sums(x, axes, width)
+    return _gather(sums, _raised(_raised((sums.value,))), x, c).unflatten(-1, (x.shape[-1],) * 2)
+
+
 @dataclass(frozen=True, eq=False)
 class _Sums:
     """Sums of ∂^k φ, for several k at once; none of this is recorded by autograd. x and the rest have one batch."""
@@ -94,7 +100,8 @@ class _Sums:
             near = c[block.nodes]
             near = near.reshape(*near.shape[: x.ndim - 1], -1)
             inner = {k: bell @ near for k, bell in block.bells[0].items()}
-            block.put(out, torch.stack([block.contract(inner[k[0]], k) for k in orders], -1))
+            columns = {k: block.contract(inner[k[0]], k) for k in dict.fromkeys(orders)}
+            block.put(out, torch.stack([columns[k] for k in orders], -1))
         return out
 
     def _blocks(self, x: Tensor, orders: Orders) -> Iterator[_Block]:

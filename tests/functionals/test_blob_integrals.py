@@ -68,6 +68,18 @@ def test_derivatives_are_those_of_the_sum(d, batch):
     torch.testing.assert_close(F.gradient(mu), gx / mu.w[..., None], rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("form", ["outer", "full"])
+@pytest.mark.parametrize("rule", [GRID, GaussHermite(6)], ids=str)
+def test_the_hessian_is_the_jacobian_of_the_gradient(rule, form):
+    """The point moves and the particles stay."""
+    mu, F = cloud(20, 2, (2,)), Blob(0.7, form, quadrature=rule)
+    at = mu.x[:, :3].clone()
+    h = 1e-5 * torch.eye(2)
+    want = torch.stack([(F.gradient(mu, at + e) - F.gradient(mu, at - e)) / 2e-5 for e in h], -1)
+    torch.testing.assert_close(F.hessian(mu, at), want, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(F.hessian(mu)[:, :3], want, rtol=1e-6, atol=1e-7)
+
+
 def test_the_gradient_is_differentiable_in_particles_weights_and_points():
     mu, F = cloud(4, 2), Blob(0.7, "full", quadrature=Trapezoidal(1.5))
     x, w = mu.x.clone().requires_grad_(), mu.w.clone().requires_grad_()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from otprox import pairwise
-from otprox.pairwise import gaussian_gather, gaussian_gather_slopes, gaussian_spread
+from otprox.pairwise import gaussian_gather, gaussian_gather_curvatures, gaussian_gather_slopes, gaussian_spread
 from otprox.pairwise.tensor_grid import BLOCK
 
 
@@ -49,6 +49,11 @@ def test_sums_are_those_over_all_pairs(monkeypatch, block, tile, batch, d):
     (slopes,) = torch.autograd.grad((all_pairs @ c.flatten()).sum(), x)
     torch.testing.assert_close(gaussian_gather_slopes(x, c, axes(d), width), slopes, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.autograd.grad(values.sum(), x)[0], slopes, rtol=1e-12, atol=1e-12)
+    bends = gaussian_gather_curvatures(x, c, axes(d), width)
+    for a in range(d):
+        column = gaussian_gather_slopes(x, c, axes(d), width)[..., a].sum()
+        (row,) = torch.autograd.grad(column, x)
+        torch.testing.assert_close(bends[..., a, :], row, rtol=1e-12, atol=1e-11)
 
 
 def test_gather_is_the_adjoint_of_spread():
@@ -69,6 +74,7 @@ def test_derivatives_of_two_orders(monkeypatch, d):
         (lambda x, w: gaussian_spread(x, w, few, 0.8), (x, w)),
         (lambda x, c: gaussian_gather(x, c, few, 0.8), (x, c)),
         (lambda x, c: gaussian_gather_slopes(x, c, few, 0.8), (x, c)),
+        (lambda x, c: gaussian_gather_curvatures(x, c, few, 0.8), (x, c)),
     ):
         assert torch.autograd.gradcheck(f, inputs)
         assert torch.autograd.gradgradcheck(f, inputs)
