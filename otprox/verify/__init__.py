@@ -15,6 +15,7 @@ from .on_grids import dynamic, grids, programs
 from .on_particles import particles, stein
 from .on_the_line import quantiles
 from .renormalisation import renormalisation
+from .scores import scores
 
 __all__ = ["Case", "Verdict", "as_json", "catalogue", "judge", "observed_order", "run"]
 
@@ -41,6 +42,7 @@ def catalogue() -> list[Case]:
         *mean_field(),
         *landau(),
         *collisions(),
+        *scores(),
         *stein(),
         *discrepancies(),
         *renormalisation(),

@@ -32,7 +32,7 @@ EXACT = BKW()
 
 
 def on_a_grid(side: int, t: float, device: str) -> ox.Particles:
-    x = EXACT.particles(ox.Grid((-4, -4), (4, 4), (side, side)), t, dtype=torch.float64).x
+    x = EXACT.particles(ox.Grid((-4, -4), (4, 4), (side, side)), t, like=torch.empty(0, dtype=torch.float64)).x
     log_f = EXACT.log_density(x, t)
     return ox.Particles(x.to(device), torch.softmax(log_f, -1).to(device), log_f.to(device))
 
@@ -54,13 +54,14 @@ def estimators(mu: ox.Particles, grid: bool) -> dict[str, scores.Estimator]:
     training = scores.Training(held_out=0.0) if grid else scores.Training()
     known = lambda v: EXACT.score(v, 0.0)  # noqa: E731
     seeded = lambda: torch.Generator().manual_seed(0)  # noqa: E731
-    width, ridge = (1.5 * spacing, 1e-5) if grid else (None, None)
+    width = 1.5 * spacing if grid else None
     name = f"width {width:.2f}" if width else "rule"
     return {
         "GaussianFit()": scores.GaussianFit(),
         f"KDE, {name}, all pairs": scores.KDE(width, grid=False),
         f"KDE, {name}, nodes": scores.KDE(width, grid=True),
-        "RandomFeatures" + ("(ridge=1e-5)" if grid else "()"): scores.RandomFeatures(ridge=ridge),
+        "RandomFeatures()": scores.RandomFeatures(),
+        "RandomFeatures(256)": scores.RandomFeatures(256),
         "Network" + ("(held_out=0)" if grid else "()"): scores.Network(
             initial=known, training=training, generator=seeded()
         ),
