@@ -8,6 +8,7 @@ from .case import Case, Verdict, as_json, judge, observed_order
 from .collisions import collisions
 from .discrepancies import discrepancies
 from .equations import equations
+from .jko_of_collisions import jko_of_collisions
 from .landau import landau
 from .mean_field import mean_field
 from .on_gaussians import fixed_points, one_step, splittings
@@ -43,6 +44,7 @@ def catalogue() -> list[Case]:
         *landau(),
         *collisions(),
         *scores(),
+        *jko_of_collisions(),
         *stein(),
         *discrepancies(),
         *renormalisation(),
