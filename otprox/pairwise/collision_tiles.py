@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .collision_pairs import at_one_place
 from .products import budget
 
 SHARE = 7  # tensors of pairs that fit in the budget of a tile: four are in use, and the cache holds other things
@@ -17,23 +18,23 @@ def tiled_collisions(x: Tensor, u: Tensor, y: Tensor, v: Tensor, w: Tensor, gamm
     """Σ_j w_j A(x_i − y_j)(u_i − v_j); shapes as in `collide`. Each pair of tiles once where y is x and v is u."""
     same = x is y and u is v
     batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (x, u, y, v)), w.shape[:-1])
-    points = _joined(x, u, batch)
-    sources = points if same else _joined(y, v, batch)
+    points = joined(x, u, batch)
+    sources = points if same else joined(y, v, batch)
     w = w.expand(*batch, w.shape[-1]).reshape(-1, w.shape[-1], 1)
     out = torch.empty_like(points[:, 0].mT, memory_format=torch.contiguous_format)
-    step = max(1, _pairs(x) // max(1, points.shape[-1] * sources.shape[-1]))
+    step = max(1, pairs(x) // max(1, points.shape[-1] * sources.shape[-1]))
     for start in range(0, len(out), step):
         some = slice(start, start + step)
         out[some] = _Tiles.of(points[some], sources[some], w[some], gamma, same).total()
     return out.reshape(*batch, *out.shape[-2:])
 
 
-def _pairs(x: Tensor) -> int:
+def pairs(x: Tensor) -> int:
     """Pairs in a tile: as many for each thread as its cache holds."""
     return budget(x) // SHARE * (torch.get_num_threads() if x.device.type == "cpu" else 1)
 
 
-def _joined(x: Tensor, u: Tensor, batch: torch.Size) -> Tensor:
+def joined(x: Tensor, u: Tensor, batch: torch.Size) -> Tensor:
     """x and u, (b, 2, d, n), with the batch flat."""
     both = torch.stack([t.expand(*batch, *t.shape[-2:]).mT for t in (x, u)], -3)
     return both.reshape(-1, *both.shape[-3:])
@@ -69,7 +70,7 @@ class _Tiles:
         moments = torch.cat([both, both * centred.flip(1).mT], -1)
         b, _, d, m = points.shape
         far, near = points.new_zeros(b, 2, m, 1 + d), points.new_zeros(b, m, d)
-        buffer = points.new_empty(4 * max(_pairs(w), b))
+        buffer = points.new_empty(4 * max(pairs(w), b))
         return cls(points, sources, centre, w, gamma, same, radius, moments, far, near, buffer)
 
     def total(self) -> Tensor:
@@ -87,53 +88,25 @@ class _Tiles:
         a, b = self.points[..., i, None], self.sources[..., None, j]
         shape = (2, len(a), 2, a.shape[-2], b.shape[-1])
         zq, PT = self.buffer[: math.prod(shape)].view(shape)
-        self.invariants(a, b, zq, PT)
+        invariants(a, b, zq, PT)
         s = PT[:, 0]
         least, zero = s.amin().item(), None
         if least == 0:
             zero = self.checked(s == 0, a, b)
             least = s.masked_fill_(zero, self.radius or 1.0).amin().item()
-        self.powers(PT, zq[:, 0])
+        PT.mul_(power(s, self.gamma, out=zq[:, 0])[:, None])
         if zero is not None:
             PT[:, 0].masked_fill_(zero, 0.0)
-        if least < self.close:
+        if least < self.radius * close(self.gamma, self.w.dtype):
             self.add_near(PT, zq, i, j, mirrored)
         else:
             self.add_far(PT, i, j, mirrored)
-
-    @property
-    def close(self) -> float:
-        """The squared distance under which products may lose half of the digits of a pair, ε(R/|z|)^{−γ−1} of them."""
-        eps = torch.finfo(self.w.dtype).eps
-        return self.radius * eps ** (1 / max(2.0, -self.gamma - 1)) if self.gamma < -1 else 0.0
-
-    @staticmethod
-    def invariants(a: Tensor, b: Tensor, zq: Tensor, st: Tensor) -> None:
-        """|z|² and z·q, by differences."""
-        z = zq[:, :1]
-        for axis, (p, q) in enumerate(zip(a.unbind(2), b.unbind(2), strict=True)):
-            torch.sub(p, q, out=zq)
-            if axis:
-                st.addcmul_(z, zq)
-            else:
-                torch.mul(z, zq, out=st)
 
     def checked(self, zero: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """The pairs at one place, refused where A is infinite unless they have one covector."""
         if self.gamma < -2 and not self.same and (zero & (a[:, 1] != b[:, 1]).any(1)).any():
             raise ValueError(at_one_place(self.gamma))
         return zero
-
-    def powers(self, PT: Tensor, spare: Tensor) -> None:
-        """From |z|² and z·q to P = |z|^{γ+2} and T = |z|^γ z·q, in place."""
-        P, T = PT.unbind(1)
-        if self.gamma == -3:  # a square root in place of a power
-            P.rsqrt_()
-            T.mul_(torch.mul(P, P, out=spare).mul_(P))
-        else:
-            K = torch.pow(P, self.gamma / 2, out=spare)
-            P.mul_(K)
-            T.mul_(K)
 
     def add_far(self, PT: Tensor, i: slice, j: slice, mirrored: bool) -> None:
         weights, far, moments = (t.flatten(0, 1) for t in (PT, self.far, self.moments))
@@ -151,5 +124,22 @@ class _Tiles:
                 self.near[:, j, axis : axis + 1] -= force.mT @ self.w[:, i]
 
 
-def at_one_place(gamma: float) -> str:
-    return f"particles at one place: A is infinite there for gamma = {gamma:g} < −2. Move them apart"
+def invariants(a: Tensor, b: Tensor, zq: Tensor, st: Tensor) -> None:
+    """|z|² and z·q, by differences, for a (b, 2, d, m, 1) and b (b, 2, d, 1, n)."""
+    z = zq[:, :1]
+    for axis, (p, q) in enumerate(zip(a.unbind(2), b.unbind(2), strict=True)):
+        torch.sub(p, q, out=zq)
+        if axis:
+            st.addcmul_(z, zq)
+        else:
+            torch.mul(z, zq, out=st)
+
+
+def close(gamma: float, dtype: torch.dtype) -> float:
+    """|z|²/R² under which products may lose half of the digits of a pair, which is ε(R/|z|)^{−γ−1} of it."""
+    return torch.finfo(dtype).eps ** (1 / max(2.0, -gamma - 1)) if gamma < -1 else 0.0
+
+
+def power(s: Tensor, gamma: float, out: Tensor) -> Tensor:
+    """s^{γ/2}, by a square root for Coulomb."""
+    return torch.rsqrt(s, out=out).pow_(3) if gamma == -3 else torch.pow(s, gamma / 2, out=out)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .collision_tiles import at_one_place, tiled_collisions
+from .collision_pairs import Pairs, at_one_place, trace
+from .collision_slopes import tiled_slopes
+from .collision_tiles import tiled_collisions
 from .engines import Engine, choose
 from .keops import keops_collisions
 from .tiles import by_rows, rows_of
@@ -49,6 +51,8 @@ def collision_jacobian(
         return moments.velocity(), moments.jacobian(du)
     if x is y:
         check_apart(x, gamma)
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, u, du, y, v, w))):
+        return tiled_slopes(x, u, du, y, v, w, gamma)
     d = x.shape[-1]
 
     def tile(part: Tensor, y: Tensor, v: Tensor, w: Tensor) -> Tensor:
@@ -77,16 +81,16 @@ class _Moments:
         """Σ_j w_j (|z|²I − zzᵀ)(u_i − v_j)."""
         x, u, P, M = self.x, self.u, self.P, self.M
         out = x @ (2 * M - M.mT) - u @ P - self.third
-        return out + u * (self.mass * _dot(x, x) + _trace(P)) - x * (self.mass * _dot(x, u) + _trace(M))
+        return out + u * (self.mass * _dot(x, x) + trace(P)) - x * (self.mass * _dot(x, u) + trace(M))
 
     def jacobian(self, du: Tensor) -> Tensor:
         """Σ_j w_j [2q zᵀ − z qᵀ − (z·q)I] + (Σ_j w_j (|z|²I − zzᵀ))∇u."""
         x, eye = self.x, torch.eye(self.x.shape[-1], dtype=self.x.dtype, device=self.x.device)
         mass, P, M = (t[..., None, :, :] for t in (self.mass, self.P, self.M))
         qz = mass * self.u[..., :, None] * x[..., None, :] + M.mT
-        A = (mass[..., 0] * x.square().sum(-1, keepdim=True) + _trace(P)[..., 0])[..., None] * eye
+        A = (mass[..., 0] * x.square().sum(-1, keepdim=True) + trace(P)[..., 0])[..., None] * eye
         A = A - mass * x[..., :, None] * x[..., None, :] - P
-        return 2 * qz - qz.mT - _trace(qz) * eye + A @ du
+        return 2 * qz - qz.mT - trace(qz) * eye + A @ du
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -94,47 +98,19 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.einsum("...a,...a->...", a, b)[..., None]
 
 
-def _trace(m: Tensor) -> Tensor:
-    return m.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-
-
 def _differentiable(x: Tensor, u: Tensor, y: Tensor, v: Tensor, w: Tensor, gamma: float, *, dense: bool) -> Tensor:
     d = x.shape[-1]
 
     def tile(part: Tensor, y: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        return _Pairs(part[..., :d], part[..., d:], y, v, w, gamma).velocity()
+        return Pairs(part[..., :d], part[..., d:], y, v, w, gamma).velocity()
 
     rows = x.shape[-2] if dense else rows_of(x, y, d)
     return by_rows(tile, rows, -2, torch.cat([x, u], -1), y, v, w[..., None])
 
 
 def _with_jacobian(x: Tensor, u: Tensor, du: Tensor, y: Tensor, v: Tensor, w: Tensor, gamma: float) -> Tensor:
-    pairs = _Pairs(x, u, y, v, w, gamma)
+    pairs = Pairs(x, u, y, v, w, gamma)
     return torch.cat([pairs.velocity(), pairs.jacobian(du.unflatten(-1, 2 * [x.shape[-1]])).flatten(-2)], -1)
-
-
-class _Pairs:
-    """A block of rows of pairs, all at once: z = x_i − y_j and q = u_i − v_j, (*batch, m, n, d)."""
-
-    def __init__(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor, w: Tensor, gamma: float) -> None:
-        self.z, self.q = x[..., :, None, :] - y[..., None, :, :], u[..., :, None, :] - v[..., None, :, :]
-        square = self.z.square().sum(-1, keepdim=True)
-        same = square == 0
-        if gamma < -2 and (same & (self.q != 0).any(-1, keepdim=True)).any():
-            raise ValueError(at_one_place(gamma))
-        self.gamma, self.square = gamma, square.masked_fill(same, 1.0)
-        self.along = (self.z * self.q).sum(-1, keepdim=True)
-        self.rate = (w[..., None, :, :] * self.square ** (gamma / 2)).masked_fill(same, 0.0)  # w|z|^γ
-
-    def velocity(self) -> Tensor:
-        return (self.rate * (self.square * self.q - self.z * self.along)).sum(-2)
-
-    def jacobian(self, du: Tensor) -> Tensor:
-        rate, z, eye = self.rate, self.z, torch.eye(du.shape[-1], dtype=du.dtype, device=du.device)
-        qz = (rate * self.q).mT @ z
-        A = (rate * self.square).sum(-2)[..., None] * eye - (rate * z).mT @ z
-        radial = (rate * self.along / self.square * z).mT @ z
-        return (self.gamma + 2) * qz - qz.mT - _trace(qz) * eye - self.gamma * radial + A @ du
 
 
 def check_apart(x: Tensor, gamma: float) -> None:

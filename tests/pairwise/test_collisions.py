@@ -8,6 +8,7 @@ from torch import Tensor
 
 from otprox.measures.base import jacobian
 from otprox.pairwise import collide, collision_jacobian
+from otprox.pairwise.collision_pairs import Pairs
 
 GAMMAS = [-3.0, -2.0, -1.3, -1.0, 0.0, 0.5, 1.0]
 
@@ -112,3 +113,21 @@ def test_points_among_the_sources():
     with pytest.raises(ValueError, match="at one place"):
         collide(x[:1].clone(), u[:1] + 1, x, u, w, -3.0)
     assert collide(x[:1].clone(), u[:1] + 1, x, u, w, -2.0).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("gamma", [-3.0, -2.0, 0.0, 0.5])
+def test_slopes_in_tiles_are_those_of_all_pairs(gamma: float, dtype: torch.dtype):
+    """Over several tiles, in clusters too, against the plain formulas in double precision."""
+    spread, u, w = cloud(500, 3)
+    du = torch.randn(500, 3, 3, generator=torch.Generator().manual_seed(3))
+    for x in (spread, spread[:10].repeat_interleave(50, 0) + 1e-3 * spread):
+        given = [t.to(dtype) for t in (x, u, du, w)]
+        U, J = collision_jacobian(*given[:3], *given[:2], given[3], gamma)
+        a, b, c, e = (t.double() for t in given)
+        exact = Pairs(a, b, a, b, e[:, None], gamma)
+        tol = (1e-9 if dtype == torch.float64 else 2e-4) if gamma < 0 else 1e2 * torch.finfo(dtype).eps
+        assert (U - exact.velocity()).norm() < tol * exact.velocity().norm()
+        assert (J - exact.jacobian(c)).norm() < tol * exact.jacobian(c).norm()
+        V, L = collision_jacobian(given[0].clone(), *given[1:3], *given[:2], given[3], gamma)
+        torch.testing.assert_close((V, L), (U, J), rtol=tol, atol=tol * J.abs().max().item())
