@@ -83,16 +83,27 @@ def _timed(step: Step, mu: Measure, tau: float, progress: bool) -> tuple[Traject
 def _figure(runs: dict[str, Trajectory]) -> Any:
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 3.8), layout="constrained")
     truth = exact.diffusion.double_well()
-    for k, (name, trajectory) in reversed(list(enumerate(runs.items()))):
-        particles = isinstance(trajectory.final, Particles)
-        plot.density(trajectory.final, left, cells=40 if particles else 80, color=f"C{k}", lw=1, label=name)
-        right.plot(trajectory.times, trajectory.series["x2"], f"C{k}", lw=1, label=name)
     x = torch.linspace(-2.3, 2.3, 400, dtype=torch.float64)
-    left.plot(x, truth.density(x), "k:", label="exact")
+    left.plot(x, truth.density(x), "0.8", lw=5, label="exact")  # broad and pale, for most methods lie on it
+    for k, (name, trajectory) in reversed(list(enumerate(runs.items()))):
+        final, style = trajectory.final, {"color": f"C{k}", "lw": 1, "label": name}
+        plot.density(final, left, cells=40 if isinstance(final, Particles) else 80, **style)
+        right.plot(trajectory.times, trajectory.series["x2"], **style)
+        if not isinstance(final, Particles):
+            middle.plot(*_error(final, truth), **style)
     right.axhline(truth.x2, color="k", ls=":", label="exact, stationary")
     left.set(xlabel="x", title=f"Density at t = {HORIZON:g}", xlim=(-2.3, 2.3), ylim=(0, None))
+    middle.set(xlabel="x", title="Computed less exact, without particles", xlim=(-2.3, 2.3))
     right.set(xlabel="time", title="E x²", ylim=(0, 0.9))
     right.legend(fontsize=8, loc="lower right")
     return figure
+
+
+def _error(mu: Any, truth: Any) -> tuple[Tensor, Tensor]:
+    """Cell centres, and the density on 100 cells less the average of the exact one over each."""
+    grid = Grid(-2.5, 2.5, 100)
+    x = grid.points(torch.zeros((), dtype=torch.float64))[:, 0]
+    parts = (w * truth.density(x + z[0]) for z, w in grid.nodes(4, x))
+    return x, mu.to_density(grid).values - torch.stack(list(parts)).sum(0)
