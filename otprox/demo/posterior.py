@@ -57,13 +57,8 @@ def load() -> Data:
     X, y = load_breast_cancer(return_X_y=True)
     X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, random_state=0, stratify=y)
     scale = StandardScaler().fit(X)
-    as_tensor: Callable[[Any], Tensor] = lambda a: torch.as_tensor(a, dtype=torch.float64)  # noqa: E731
-    return Data(
-        as_tensor(scale.transform(X)),
-        as_tensor(2 * y - 1),
-        as_tensor(scale.transform(X_test)),
-        as_tensor(2 * y_test - 1),
-    )
+    arrays = (scale.transform(X), 2 * y - 1, scale.transform(X_test), 2 * y_test - 1)
+    return Data(*(torch.as_tensor(a, dtype=torch.float64) for a in arrays))
 
 
 def model(data: Data) -> GeneralizedLinear:

@@ -75,9 +75,8 @@ def _compare(mu: Gaussian, target: Gaussian, tau: float, floor: float, progress:
 
 def _w2(step: Step, mu: Measure, target: Gaussian, times: list[float], progress: bool = False) -> Tensor:
     """W2² to the target after every step: exact, but for particles in d > 1 (the Gelbrich lower bound)."""
-    exactly = isinstance(mu, Gaussian) or mu.dim == 1
-    look: Callable[[Tick], Tensor] = lambda tick: (w2_squared if exactly else gelbrich_squared)(tick.after, target)  # noqa: E731
-    return _sparse(flow(step, mu, times, progress), look)
+    distance = w2_squared if isinstance(mu, Gaussian) or mu.dim == 1 else gelbrich_squared
+    return _sparse(flow(step, mu, times, progress), lambda tick: distance(tick.after, target))
 
 
 def _sparse(path: Any, look: Callable[[Tick], Tensor]) -> Tensor:

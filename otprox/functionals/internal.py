@@ -83,8 +83,7 @@ class Internal(Functional):
         if isinstance(mu, Quantiles) and gap is not None:
             data = (nonnegative(c, str(self)) / mu.n,)
             usual = _usual_volumes(mu)
-            build = lambda x, c: c * gap(_relative_gaps(x, usual), usual)  # noqa: E731
-            return Atom((self, Quantiles), build, data, ordered=True)
+            return Atom((self, Quantiles), lambda x, c: c * gap(_relative_gaps(x, usual), usual), data, ordered=True)
         raise NotConvex(f"{self} has no convex form on {type(mu).__name__}")
 
 

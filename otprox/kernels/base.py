@@ -27,6 +27,11 @@ class Kernel(ABC):
         """The kernel with widths for particles x (*batch, n, d), where its width is a rule; itself otherwise."""
         return self
 
+    @property
+    def terms(self) -> tuple[tuple[float, Kernel], ...]:
+        """(c_i, k_i) with k = Σ c_i k_i: those of a combination, or the kernel alone."""
+        return ((1.0, self),)
+
     def indefinite(self, neutral: bool = False) -> str | None:
         """Why ∬ k dσdσ < 0 for some charge σ, of total 0 when `neutral`; None where that is not known."""
         return None
@@ -98,7 +103,11 @@ class Radial(Stationary):
 class Combination(Kernel):
     """Σ c_i k_i of any kernels; made by + and scalar *."""
 
-    terms: tuple[tuple[float, Kernel], ...]
+    addends: tuple[tuple[float, Kernel], ...]
+
+    @property
+    def terms(self) -> tuple[tuple[float, Kernel], ...]:
+        return self.addends
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return _total(c * k(x, y) for c, k in self.terms)
@@ -114,7 +123,11 @@ class Combination(Kernel):
 class StationaryCombination(Stationary):
     """Σ c_i k_i of kernels of the difference; made by + and scalar *."""
 
-    terms: tuple[tuple[float, Stationary], ...]
+    addends: tuple[tuple[float, Stationary], ...]
+
+    @property
+    def terms(self) -> tuple[tuple[float, Stationary], ...]:
+        return self.addends
 
     def profile(self, z: Tensor) -> Tensor:
         return _total(c * k.profile(z) for c, k in self.terms)
@@ -134,7 +147,11 @@ class StationaryCombination(Stationary):
 class RadialCombination(Radial):
     """Σ c_i k_i of kernels of the distance; made by + and scalar *."""
 
-    terms: tuple[tuple[float, Radial], ...]
+    addends: tuple[tuple[float, Radial], ...]
+
+    @property
+    def terms(self) -> tuple[tuple[float, Radial], ...]:
+        return self.addends
 
     def derivative(self, s: Tensor, order: int = 0) -> Tensor:
         *first, (c, k) = self.terms
@@ -165,12 +182,7 @@ def combine(terms: Sequence[tuple[float, Kernel]]) -> Kernel:
     """Σ c_i k_i as the narrowest kind of kernel that it is, nested combinations flattened."""
     if not all(math.isfinite(c) for c, _ in terms):
         raise ValueError(f"a kernel needs a finite factor, not {[c for c, _ in terms if not math.isfinite(c)][0]}")
-    flat: list[tuple[float, Kernel]] = []
-    for c, k in terms:
-        if isinstance(k, Combination | StationaryCombination | RadialCombination):
-            flat += [(c * a, part) for a, part in k.terms]
-        else:
-            flat.append((c, k))
+    flat = [(c * a, part) for c, k in terms for a, part in k.terms]
     if all(isinstance(k, Radial) for _, k in flat):
         return RadialCombination(tuple(flat))  # type: ignore[arg-type]
     if all(isinstance(k, Stationary) for _, k in flat):

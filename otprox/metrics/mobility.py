@@ -43,7 +43,9 @@ class Mobility(Metric):
         return self._speed(mu)[..., None] * u
 
     def descent(self, F: Functional, mu: Measure) -> Velocity:
-        field = lambda x: -self._speed(mu, x)[..., None] * F.gradient(mu, x)  # noqa: E731
+        def field(x: Tensor) -> Tensor:
+            return -self._speed(mu, x)[..., None] * F.gradient(mu, x)
+
         if not isinstance(mu, Density):
             return Velocity(field)
         return Velocity(

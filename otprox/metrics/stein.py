@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..domains import Euclidean
 from ..functionals import Functional
-from ..kernels import Bilinear, Combination, Kernel, RadialCombination, StationaryCombination
+from ..kernels import Bilinear, Kernel
 from ..measures import Density, Gaussian, Measure, Particles, Quantiles, Spectral, Velocity
 from ..measures.faces import covectors, smooth_faces, smoothing_rate, work
 from ..pairwise.routes import route
@@ -51,11 +51,15 @@ class Stein(Metric):
             at_mean = -shift - (slope @ mu.mean[..., None])[..., 0]
             return Velocity(field=lambda x: -shift[..., None, :] - x @ slope.mT, affine=lambda: (at_mean, -slope))
         source = cache(lambda: self._source(F, mu))
-        field = lambda x: -self._operator(mu, x, *source())  # noqa: E731
-        if isinstance(mu, Density):
-            faces, rate = lambda: self._on_faces(F, mu)[1], lambda: smoothing_rate(self.kernel, mu)  # noqa: E731
-            return Velocity(field, faces=faces, diffusivity=rate)
-        return Velocity(field)
+
+        def field(x: Tensor) -> Tensor:
+            return -self._operator(mu, x, *source())
+
+        if not isinstance(mu, Density):
+            return Velocity(field)
+        return Velocity(
+            field, faces=lambda: self._on_faces(F, mu)[1], diffusivity=lambda: smoothing_rate(self.kernel, mu)
+        )
 
     def dissipation(self, F: Functional, mu: Measure) -> Tensor:
         """∬ ⟨∇φ(x), k(x, y)∇φ(y)⟩ dμ(x) dμ(y); for F = KL(·|π) the squared kernel Stein discrepancy.
@@ -77,8 +81,8 @@ class Stein(Metric):
     @property
     def _affine(self) -> float:
         """c where the kernel is c·Bilinear, which keeps Gaussians; 0 where it is another."""
-        terms = _terms(self.kernel)
-        return sum(c for c, _ in terms) if all(isinstance(part, Bilinear) for _, part in terms) else 0.0
+        bilinear = all(isinstance(part, Bilinear) for _, part in self.kernel.terms)
+        return sum(c for c, _ in self.kernel.terms) if bilinear else 0.0
 
     def _sums(self, mu: Measure, x: Tensor) -> Sums:
         nodal = isinstance(mu, Particles | Quantiles)
@@ -109,12 +113,6 @@ class Stein(Metric):
         """ρ∇φ and the velocity −K_μ∇φ on the faces normal to each axis."""
         J = covectors(mu, F.first_variation(mu))
         return J, tuple(-smooth_faces(self.kernel, mu.grid, part, axis) for axis, part in enumerate(J))
-
-
-def _terms(kernel: Kernel) -> tuple[tuple[float, Kernel], ...]:
-    """(factor, kernel) of a combination, or of the kernel alone."""
-    combined = isinstance(kernel, Combination | StationaryCombination | RadialCombination)
-    return kernel.terms if combined else ((1.0, kernel),)  # type: ignore[attr-defined]
 
 
 def _moments(F: Functional, mu: Gaussian) -> tuple[Tensor, Tensor]:
