@@ -56,15 +56,15 @@ def gaussian_gather_slopes(x: Tensor, c: Tensor, axes: Axes, width: float) -> Te
     return _gather(sums, _raised((sums.value,)), x, c)
 
 
-def reach(x: Tensor, width: float) -> float:
-    """Where exp(−|z|²/(2·width²)) is the rounding of 1: at 8.5 widths in double precision, 5.6 in single."""
-    return width * math.sqrt(-2 * math.log(torch.finfo(x.dtype).eps))
-
-
 def gaussian_gather_curvatures(x: Tensor, c: Tensor, axes: Axes, width: float) -> Tensor:
     """The second derivatives of `gaussian_gather` in x, (*batch, n, d, d)."""
     sums = _sums(x, axes, width)
     return _gather(sums, _raised(_raised((sums.value,))), x, c).unflatten(-1, (x.shape[-1],) * 2)
+
+
+def reach(x: Tensor, width: float) -> float:
+    """Where exp(−|z|²/(2·width²)) is the rounding of 1: at 8.5 widths in double precision, 5.6 in single."""
+    return width * math.sqrt(-2 * math.log(torch.finfo(x.dtype).eps))
 
 
 @dataclass(frozen=True, eq=False)

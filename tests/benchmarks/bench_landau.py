@@ -22,6 +22,7 @@ from torch import Tensor
 
 import otprox as ox
 from otprox.exact.landau import BKW
+from otprox.flow import Tick
 
 PLANE, SPACE = BKW(2, 1 / 16), BKW(3, 1 / 24, K0=0.0)
 HALF = 4.0  # particles start in [-HALF, HALF]^d
@@ -111,6 +112,7 @@ def plane(counts: list[int], device: str) -> None:
     errors = [
         row(PLANE, f"{n}² on a grid", start(PLANE, n, 0.0, device), width_for(n), 2, 0.01, 0.0, 160) for n in counts
     ]
+    row(PLANE, "80² on a grid", start(PLANE, 80, 0.0, device), width_for(80), 2, 0.025, 0.0, 160)
     for n in (40, 80):
         row(PLANE, f"{n}² on a grid", start(PLANE, n, 0.0, device), width_for(n), 4, 0.01, 0.0, 160)
     for width in (width_for(80), 0.25):
@@ -128,17 +130,24 @@ def space(n: int, device: str) -> None:
 
 
 def path(device: str) -> None:
-    """Entropy and its rate along the path, of 80² particles."""
-    print("\nH along the path, 80² particles: off BKW's, and off that of BKW smoothed at the width")
-    mu, width, tau = start(PLANE, 80, 0.0, device), width_for(80), 0.02
+    """Entropy along the path, of 80² particles: of the functional, and of the density that particles carry."""
+    print("\nentropy along the path, 80² particles, less that of BKW, and of BKW smoothed at the width")
+    width, tau = width_for(80), 0.02
+    start_at = start(PLANE, 80, 0.0, device)
+    mu = ox.Particles(start_at.x, start_at.w, log_density=PLANE.log_density(start_at.x, 0.0))
+    print(f"{'order':>5} {'t':>5} {'F − H(f)':>10} {'F − H(f∗φ)':>11} {'carried − H(f)':>15}")
     for order in (2, 4):
         step = ox.schemes.landau(0.0, width, strength=PLANE.strength, order=4 if order == 4 else 2)
-        run = ox.record(
-            ox.flow(step, mu, [tau * k for k in range(251)]), every=50, H=lambda tick, F=step.F: F(tick.after)
-        )
-        for t, H in zip(run.times.tolist(), run.series["H"].tolist(), strict=True):
-            smoothed = f"{H - PLANE.entropy(t, width=width):10.2e}" if order == 2 else "         –"
-            print(f"order {order}, t = {t:4.2f}: {H - PLANE.entropy(t):10.2e} {smoothed}", flush=True)
+        ticks = ox.flow(step, mu, [tau * k for k in range(151)])
+        looks = {"F": ox.observe.energy(step.F), "carried": carried}
+        run = ox.record(ticks, every=30, **looks)
+        for t, F, H in zip(run.times.tolist(), run.series["F"].tolist(), run.series["carried"].tolist(), strict=True):
+            exactly, smooth = PLANE.entropy(t), PLANE.entropy(t, width=width)
+            print(f"{order:5d} {t:5.2f} {F - exactly:10.1e} {F - smooth:11.1e} {H - exactly:15.1e}", flush=True)
+
+
+def carried(tick: Tick) -> Tensor:
+    return (tick.after.w * tick.after.log_density).sum(-1)
 
 
 def velocities(device: str) -> None:
