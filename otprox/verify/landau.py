@@ -44,11 +44,19 @@ def bkw() -> list[Case]:
 
         return error
 
+    def carried(n: float) -> float:
+        grid = _cells(PLANE, n)
+        start = _start(PLANE, grid)
+        mu = Particles(start.x, start.w, log_density=PLANE.log_density(start.x, 0.0))
+        new = march(_scheme(PLANE, grid, 4), mu, 0.02, 0.6)
+        return abs(new.entropy().item() - PLANE.entropy(0.6))
+
     path = "BKW in the plane, 0 < t ≤ 2"
     return [
         Case("Landau: f of blobs in L2", "BKW in the plane, t = 1", (40, 60, 80), in_space, order=2.0),
         Case("Landau: entropy of blobs", path, (30, 60), entropy(2), order=2.0, slack=0.3),
         Case("Landau: entropy of blobs, extrapolated in the width", path, (80,), entropy(4), within=1e-3),
+        Case("Landau: entropy of the density carried", "BKW in the plane, t = 0.6", (50,), carried, within=1e-3),
     ]
 
 
