@@ -18,7 +18,7 @@ from .metrics import Metric, Wasserstein
 from .solvers import Out, Stats
 from .solvers.base import OnFailure, report, warm_start
 from .solvers.fixed_point import FixedPoint, differentiable, fixed_point, norm
-from .steps import Step, check_nouns, finite, generators_of, step_size
+from .steps import Step, check_nouns, finite, generators_of, step_size, unconstrained
 
 Map = Callable[[Tensor], Tensor]
 
@@ -54,7 +54,7 @@ class Conservative(Step):
         if not isinstance(mu, Particles):
             raise TypeError(f"{name} moves Particles, not a {type(mu).__name__}; use to_particles, or Forward")
         solved, fit = last if isinstance(last, tuple) and len(last) == 2 else (last, None)
-        F, fit = trained(self.F.at((t0 + t1) / 2).drawn(), mu, fit)
+        F, fit = trained(unconstrained(self.F.at((t0 + t1) / 2).drawn(), name), mu, fit)
         metric, rewind = self.metric.over(t0, t1), rewinding(self.generators())
         image = self._image(F, metric, mu, tau)
         v, stats = self._solve(lambda v: image(rewind(v)), mu, tau, solved)
@@ -64,7 +64,10 @@ class Conservative(Step):
     def _solve(self, image: Map, mu: Particles, tau: float, last: Any) -> tuple[Tensor, Stats]:
         start, floor = warm_start(last, "velocity", mu.x), 4 * torch.finfo(mu.x.dtype).eps * norm(mu.x, mu.w) / tau
         solve = partial(fixed_point, w=mu.w.detach(), tol=self.tol, max_iter=self.max_iter, depth=self.depth)
-        found = solve(image, torch.zeros_like(mu.x) if start is None else start, floor=floor.detach())
+        zero, floor = torch.zeros_like(mu.x), floor.detach()
+        found = solve(image, zero if start is None else start, floor=floor)
+        if start is not None and not bool(found.converged.all()):  # a velocity that no longer helps
+            found = found.or_else(solve(image, zero, floor=floor))
         stats = _stats(found, mu)
         self._check(stats, tau)
         report(stats, self, "take smaller steps, or raise max_iter or tol", self.on_failure)
@@ -78,7 +81,7 @@ class Conservative(Step):
     def _check(self, stats: Stats, tau: float) -> None:
         """A velocity that is no better than a guess is not returned."""
         worst = stats.residual[~stats.converged].max().item() if not bool(stats.converged.all()) else 0.0
-        if worst > 0.1:
+        if not worst <= 0.1:
             raise StepTooLarge(
                 f"{type(self).__name__} found no velocity for tau = {tau:g} in {self.max_iter} iterations: the "
                 f"relative residual is {worst:.2g}. Take smaller steps, as Adaptive(step, tol, order=2) does"

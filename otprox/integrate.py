@@ -14,7 +14,7 @@ from .measures import Measure, Particles
 from .metrics import Metric, Wasserstein
 from .solvers import ConvergenceError, Out, Stats
 from .solvers.fixed_point import norm
-from .steps import Step, check_nouns, finite, generators_of, step_size
+from .steps import Step, check_nouns, finite, generators_of, step_size, unconstrained
 
 Pair = Literal["adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2"]
 
@@ -53,7 +53,11 @@ class Integrate(Step):
         step_size(t0, t1)
         if not isinstance(mu, Particles):
             raise TypeError(f"Integrate moves Particles, not a {type(mu).__name__}; use to_particles, or Forward")
-        F, fit = trained(self.F.at(t0).drawn(), mu, last[1] if isinstance(last, tuple) and len(last) == 2 else None)
+        F, fit = trained(
+            unconstrained(self.F.at(t0).drawn(), "Integrate"),
+            mu,
+            last[1] if isinstance(last, tuple) and len(last) == 2 else None,
+        )
         slope = _Slope(mu, self.F if fit is None else F, self.metric.over(t0, t1), rewinding(self.generators()))
         end = slope.measure(self._integrated(slope, t0, t1))
         stats = _stats(mu, slope.count, f"{self.method} of torchdiffeq")

@@ -54,10 +54,7 @@ class Forward(Step):
 
     def __call__(self, mu: Measure, t0: float, t1: float, last: Any = None) -> Out:
         tau = step_size(t0, t1)
-        F = self.F.at(t0).drawn()
-        constraint = constraint_in(F)
-        if constraint is not None:
-            raise TypeError(f"Forward({F}) declines: {constraint.needs_implicit()}")
+        F = unconstrained(self.F.at(t0).drawn(), "Forward")
         F, stats = F.fitted(mu, last)
         moved = mu.move(self.metric.over(t0, t1).descent(F, mu), tau)
         return Out(finite(moved, f"Forward({F}) at t = {t0:g}"), stats)
@@ -262,6 +259,14 @@ def check_nouns(step: str, F: Any, metric: Any) -> None:
         raise TypeError(f"{step} needs a Functional such as Potential(V) or KL(V), not {F!r}")
     if not isinstance(metric, Metric):
         raise TypeError(f"{step} needs a Metric such as Wasserstein(Q), not {metric!r}")
+
+
+def unconstrained(F: Functional, step: str) -> Functional:
+    """F itself; TypeError naming the step when it holds a constraint, which has no gradient."""
+    constraint = constraint_in(F)
+    if constraint is not None:
+        raise TypeError(f"{step}({F}) declines: {constraint.needs_implicit()}")
+    return F
 
 
 def _check_steps(*steps: Any) -> None:

@@ -115,7 +115,7 @@ def test_a_discrete_gradient_decreases_f_where_the_midpoint_rule_does_not():
     rule, gradient = (step(F, tol=1e-12)(mu, 0.0, tau) for step in STEPS)
     assert rule.stats.converged and gradient.stats.converged
     assert F(rule.mu) > 1.5 * F(mu) and F(gradient.mu) < F(mu)
-    path = run(ox.DiscreteGradient(F, tol=1e-12), mu, tau / 5, 20)
+    path = run(ox.DiscreteGradient(F, tol=1e-12), mu, tau, 20)
     values = torch.stack([F(mu), *map(F, path)])
     assert (values.diff() <= 1e-15).all() and values[-1] < values[1]
 
@@ -298,6 +298,8 @@ def test_bad_input_is_named():
         ox.DiscreteGradient(F, max_iter=0)
     with pytest.raises(ValueError, match="t0 < t1"):
         ox.Midpoint(F)(mu, 1.0, 1.0)
+    with pytest.raises(TypeError, match="DiscreteGradient.*declines"):
+        ox.DiscreteGradient(ox.Obstacle(lower=0.0))(mu, 0.0, 1.0)
     with pytest.raises(ValueError, match="non-finite"):
         ox.Midpoint(ox.Potential(lambda x: x.sum(-1) / 0))(mu, 0.0, 1.0)
 

@@ -21,6 +21,19 @@ class FixedPoint:
     converged: Tensor
     iterations: Tensor
 
+    def or_else(self, other: FixedPoint) -> FixedPoint:
+        """The other where this one is not converged, with the iterations of both."""
+        keep = self.converged
+        fields = (keep[..., None, None], self.point, other.point), (keep[..., None, None], self.image, other.image)
+        point, image = (torch.where(*field) for field in fields)
+        return FixedPoint(
+            point,
+            image,
+            torch.where(keep, self.residual, other.residual),
+            keep | other.converged,
+            torch.where(keep, self.iterations, self.iterations + other.iterations),
+        )
+
 
 @torch.no_grad()
 def fixed_point(

@@ -55,6 +55,17 @@ def test_what_no_iteration_improves_comes_back_as_it_was_best():
     assert not found.converged and found.residual <= 0.5 and torch.isfinite(found.image).all()
 
 
+def test_or_else_takes_the_other_only_where_it_must():
+    w = torch.ones(2, 1)
+    maps = [lambda v: torch.stack([v[0] / 2 + 1, v[1].exp()]), lambda v: torch.stack([v[0] / 3 + 5, v[1] / 2 + 3])]
+    first, second = (solve(G, torch.ones(2, 1, 1), w, max_iter=20) for G in maps)
+    both = first.or_else(second)
+    assert first.converged.tolist() == [True, False] and both.converged.all()
+    torch.testing.assert_close(both.image.flatten(), torch.tensor([2.0, 6.0]))
+    assert both.iterations.tolist() == [first.iterations[0], first.iterations[1] + second.iterations[1]]
+    assert (both.residual < 1e-10).all() and both.point.shape == (2, 1, 1)
+
+
 def test_no_finite_image_is_nan():
     found = solve(lambda v: v * torch.nan, torch.ones(1, 1), torch.ones(1), max_iter=3)
     assert not found.converged and found.image.isnan().all()
