@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from otprox import Landau, Particles
+from otprox.pairwise import collision_jacobian
 
 Job = Callable[[], object]
 DTYPES = (torch.float64, torch.float32)
@@ -60,7 +61,11 @@ def coulomb(device: str, n: int = 10_000) -> None:
         for name, job in jobs.items():
             if job:
                 print(f"  relative error of {name}: {((job() - exact).norm() / exact.norm()).item():.1e}")  # type: ignore
-        table(f"Coulomb, d = 3, N = {n}, {dtype}", jobs, 5, device)
+        du = torch.zeros(*u.shape, 3, dtype=dtype, device=device)
+        jobs["otprox, velocity and Jacobian"] = lambda mu=mu, u=u, du=du: collision_jacobian(
+            mu.x, u, du, mu.x, u, mu.w, -3.0
+        )
+        table(f"Coulomb, d = 3, N = {n}, {dtype}", jobs, 4, device)
 
 
 def keops_by_hand(mu: Particles, u: Tensor) -> Job:
