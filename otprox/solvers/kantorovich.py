@@ -29,7 +29,9 @@ PATIENCE = 8  # steps after which breaks are called back from empty cells in any
 GIVE = 0.01  # cells by which the softness of a ceiling may misplace mass
 REACH = 7.0  # the most that log ρ may fall in one step
 SETTLED = 1e-3  # the L1 residual at which the profiles inside cells are fixed
+LATEST = 12  # the step after which they are fixed in any case: on sharp edges, carrying them may never settle
 FRONT, DAMPING = 0.3, 100.0  # the part of their stiffness that neighbours lend, less from the residual 1/DAMPING on
+LEAST, MOST = 1e-3, 20.0  # of that part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,7 @@ class Kantorovich:
         for k in range(max_iter):
             done = settled & dual.agrees(point, tol)
             if not bool(settled.all()):
-                now = (point.mismatch <= SETTLED) | dual.agrees(point, tol)
+                now = (point.mismatch <= SETTLED) | dual.agrees(point, tol) | (k >= LATEST)
                 point, settled = dual.reprofiled(point, settled, now), settled | now
                 done = settled & dual.agrees(point, tol)
             if bool(done.all()):
@@ -142,9 +144,9 @@ class Kantorovich:
             iterations += ~done
             bold = (empty | (k > PATIENCE)) & (dual.grid.dim == 1)
             step = dual.newton(point, front, reach, bold)
-            point, length = dual.search(point, torch.where(_wide(done, step), 0, step))
+            point, length, gain = dual.search(point, torch.where(_wide(done, step), 0, step))
             point = dual.lowered(point)
-            front = torch.where(length < 0.5, 4 * front, 0.7 * front).clamp(FRONT, 20.0)
+            front = _eased(front, length, gain)
             reach = torch.where(length < 0.5, reach / 2, 2 * reach).clamp(0.5, REACH)
         return Found(point, settled & dual.agrees(point, tol), iterations)
 
@@ -317,8 +319,11 @@ class Dual:
             lent.narrow(axis.dim, axis.n - 1, 1).zero_()
         return lent
 
-    def search(self, point: Point, step: Tensor) -> tuple[Point, Tensor]:
-        """The first point along the step, halved until the dual grows by a part of what its slope promises."""
+    def search(self, point: Point, step: Tensor) -> tuple[Point, Tensor, Tensor]:
+        """The first point along the step, halved until the dual grows by a part of what its slope promises.
+
+        With it the length of the step and the growth by that of the slope: ½ for the Newton step of a quadratic.
+        """
         slope = (point.rest * step).flatten(1).sum(-1)
         rounding = 16 * torch.finfo(slope.dtype).eps * (1 + point.value.abs())
         length = torch.ones_like(slope)
@@ -328,7 +333,7 @@ class Dual:
             if bool(enough.all()):
                 break
             length = torch.where(enough, length, length / 2)
-        return ahead, length
+        return ahead, length, (ahead.value - point.value) / slope.clamp_min(torch.finfo(slope.dtype).tiny)
 
     def lowered(self, point: Point) -> Point:
         """The point with its prices replaced by their envelope, where the dual does not fall by it."""
@@ -370,6 +375,12 @@ def refine(cells: Tensor, coarse: Grid, fine: Grid) -> Tensor:
         above = (i + 1) % n if axis.periodic else (i + 1).clamp_max(n - 1)
         cells = ((1 - r) * line[..., i % n] + r * line[..., above]).movedim(-1, axis.dim)
     return cells
+
+
+def _eased(damping: Tensor, length: Tensor, gain: Tensor) -> Tensor:
+    """More damping after a step that was cut; less, the further the dual grew beyond its model."""
+    eased = torch.where(gain > 0.8, damping / 4, torch.where(gain > 0.6, damping / 2, damping))
+    return torch.where(length < 0.5, 4 * damping, eased).clamp(LEAST, MOST)
 
 
 def _wide(items: Tensor, like: Tensor) -> Tensor:
