@@ -272,8 +272,16 @@ class Response:
 
 
 def tilt(masses: Tensor, axis: Axis) -> Tensor:
-    """Limited increment of the density over each cell, relative to its mean: at most 2 in size, 0 in empty cells."""
-    return torch.where(masses > 0, axis.limited(masses) / masses, 0).nan_to_num(0).clamp(-2, 2)
+    """Limited increment of the density over each cell, relative to its mean: at most 2 in size, 0 next to empty cells.
+
+    Where the support ends inside a cell a slope would be that of its edge, and ν would respond to φ by a square root.
+    """
+    slopes = torch.where(masses > 0, axis.limited(masses) / masses, 0).nan_to_num(0).clamp(-2, 2)
+    full = (masses > 0).movedim(axis.dim, -1)
+    below, above = full.roll(1, -1), full.roll(-1, -1)
+    if not axis.periodic:
+        below[..., 0], above[..., -1] = True, True
+    return torch.where((below & above).movedim(-1, axis.dim), slopes, 0)
 
 
 def _along(operation: Callable[[Tensor], Tensor], f: Tensor, axis: Axis) -> Tensor:

@@ -27,7 +27,9 @@ ROUGH = 1e-2  # the L1 residual to which the coarser grids are solved
 NEAR = 0.1  # the L1 residual from which the previous step is a better start than they are
 PATIENCE = 8  # steps after which breaks are called back from empty cells in any case
 GIVE = 0.01  # cells by which the softness of a ceiling may misplace mass
-REACH = 7.0  # the most that log ρ may fall in one step
+REACH, NEAR = 7.0, 1e-3  # the most by which the price of an empty cell may fall in one step, and the least such bound
+OFF = 0.5  # of the larger of ν and ρ: a greater difference is balanced cell by cell
+TRIALS, NUDGE = 10, 0.01  # of such a balance, and the part of a cell by which its first trial moves a break
 SETTLED = 1e-3  # the L1 residual at which the profiles inside cells are fixed
 LATEST = 12  # the step after which they are fixed in any case: on sharp edges, carrying them may never settle
 FRONT, DAMPING = 0.3, 100.0  # the part of their stiffness that neighbours lend, less from the residual 1/DAMPING on
@@ -145,9 +147,11 @@ class Kantorovich:
             bold = (empty | (k > PATIENCE)) & (dual.grid.dim == 1)
             step = dual.newton(point, front, reach, bold)
             point, length, gain = dual.search(point, torch.where(_wide(done, step), 0, step))
-            point = dual.lowered(point)
+            point, cut = dual.lowered(point), length < 0.5
+            if bool(cut.any()):
+                point = dual.balanced(point, cut)
             front = _eased(front, length, gain)
-            reach = torch.where(length < 0.5, reach / 2, 2 * reach).clamp(0.5, REACH)
+            reach = torch.where(cut, reach / 4, 2 * reach).clamp(NEAR, REACH)
         return Found(point, settled & dual.agrees(point, tol), iterations)
 
 
@@ -287,7 +291,7 @@ class Dual:
         rho = point.rho
         p = point.phi - self.potential - _wide(point.level, rho)
         nu = torch.maximum(point.transport.image / self.volume, _wide((-reach).exp(), rho) * rho)
-        softness = self.energy.chord(p, rho, nu) * self.volume
+        softness = torch.maximum(self.energy.chord(p, rho, nu) * self.volume, -point.rest / _wide(reach, rho))
         softness = softness + 1e-12 * softness.flatten(1).amax(-1).reshape(-1, *(1,) * self.grid.dim)
         thin = 0.1 * _wide(point.mismatch, rho) * self.masses.flatten(1).amax(-1).reshape(-1, *(1,) * self.grid.dim)
         wanted = (rho > 0) | (not self.energy.vacuum)
@@ -345,6 +349,57 @@ class Dual:
         if bool(better.all()):
             return ahead
         return self.at(torch.where(better, phi, point.phi), point.tilts, point.level)
+
+    def balanced(self, point: Point, items: Tensor) -> Point:
+        """The point after the cells with ν ≪ ρ or ρ ≪ ν have found their own prices, the others fixed.
+
+        No linear model finds those: at the edge of the support of μ the response of ν to a price jumps from nothing.
+        Of the cells, every other one along each axis moves at the same time.
+        """
+        parts = 2**self.grid.dim
+        for part in range(parts):
+            nu, rho = point.transport.image, point.rho * self.volume
+            off = (point.rest.abs() > OFF * torch.maximum(nu, rho)) & _wide(items, nu) & self._every_other(part)
+            off = off & (point.rest.abs() > 0.01 * _wide(point.mismatch, nu) / self.grid.n)
+            if bool(off.any()):
+                point = self._towards(point, self._balance(point, off))
+        return point
+
+    def _every_other(self, part: int) -> Tensor:
+        """Cells with the parities that are the binary digits of `part`."""
+        chosen = torch.ones(self.grid.shape, dtype=torch.bool, device=self.masses.device)
+        for axis in axes(self.grid):
+            chosen.movedim(axis.dim, -1)[..., 1 - (part & 1) :: 2] = False
+            part >>= 1
+        return chosen
+
+    def _balance(self, point: Point, off: Tensor) -> Tensor:
+        """Prices with ν = ρ in the cells `off` one by one: a bracket by growing steps, then false position in turn
+        with bisection."""
+        phi, rest, zero = point.phi, point.rest, torch.zeros_like(point.phi)
+        low, high, over, under = zero - torch.inf, zero + torch.inf, zero, zero
+        jump = zero + NUDGE / _wide(torch.stack([speed.flatten() for speed in self.speeds]).amax(0), zero)
+        for k in range(TRIALS):
+            cheap = rest > 0
+            low, over = torch.where(cheap, phi, low), torch.where(cheap, rest, over)
+            high, under = torch.where(cheap, high, phi), torch.where(cheap, under, rest)
+            between = 0.5 if k % 2 else (over / (over - under)).clamp(0.02, 0.98)
+            inside = torch.isfinite(high - low)
+            ahead = torch.where(inside, low + (high - low) * between, torch.where(cheap, phi + jump, phi - jump))
+            phi, jump = torch.where(off, ahead, point.phi), 4 * jump
+            rest = self.at(phi, point.tilts, point.level).rest
+        return phi
+
+    def _towards(self, point: Point, phi: Tensor) -> Point:
+        """A point towards φ where the dual is no smaller: all the way, or a part of it."""
+        share = torch.ones_like(point.value)
+        for _ in range(4):
+            ahead = self.at(point.phi + _wide(share, phi) * (phi - point.phi), point.tilts, point.level)
+            better = ahead.value >= point.value
+            if bool(better.all()):
+                return ahead
+            share = torch.where(better, share, share / 3)
+        return self.at(torch.where(_wide(better, phi), ahead.phi, point.phi), point.tilts, point.level)
 
     def measure(self, mu: Density, point: Point) -> Density:
         return mu.with_state(values=point.rho.reshape(mu.values.shape))
