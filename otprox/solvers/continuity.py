@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..measures import Grid
 from .harmonics import Harmonics
-from .staggered import Line, Staggered
+from .staggered import Staggered, StaggeredAxis
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Continuity:
     """
 
     grid: Grid
-    lines: tuple[Line, ...]
+    lines: tuple[StaggeredAxis, ...]
     harmonics: Harmonics
     start: Tensor
     end: Tensor | None
@@ -53,7 +53,7 @@ class Continuity:
     def on(
         cls,
         grid: Grid,
-        lines: tuple[Line, ...],
+        lines: tuple[StaggeredAxis, ...],
         start: Tensor,
         end: Tensor | None,
         dt: float,

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .staggered import Line
+from .staggered import StaggeredAxis
 
 DENSE = 512  # cells along an axis up to which its transform is a product with a matrix; above, it goes through FFT
 
 
 @dataclass(frozen=True, eq=False)
-class Axis:
+class AxisTransform:
     """The orthonormal transform along one axis, and the angle θ of each mode: −δ² has eigenvalue 2 − 2·cos θ."""
 
-    line: Line
+    line: StaggeredAxis
     angles: Tensor
     matrix: Tensor | None
 
     @classmethod
-    def on(cls, line: Line, like: Tensor) -> Axis:
+    def on(cls, line: StaggeredAxis, like: Tensor) -> AxisTransform:
         n, exact = line.n, like.new_zeros((), dtype=torch.float64)
         k = torch.arange(n, dtype=exact.dtype, device=exact.device)
         angles = math.pi * k / n
@@ -55,11 +55,11 @@ class Axis:
 class Harmonics:
     """The transform along all axes, (*…, *shape) both ways."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[AxisTransform, ...]
 
     @classmethod
-    def on(cls, lines: Sequence[Line], like: Tensor) -> Harmonics:
-        return cls(tuple(Axis.on(line, like) for line in lines))
+    def on(cls, lines: Sequence[StaggeredAxis], like: Tensor) -> Harmonics:
+        return cls(tuple(AxisTransform.on(line, like) for line in lines))
 
     def forward(self, cells: Tensor) -> Tensor:
         for axis in self.axes:

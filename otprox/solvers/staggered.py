@@ -34,7 +34,7 @@ class Staggered(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Line:
+class StaggeredAxis:
     """One axis: n cells of width h, and their faces, counted with both walls (n + 1), or n on a periodic axis.
 
     Cells are reflected in the walls. There the discrete Laplacian, averages and their adjoints are diagonal in the same
@@ -95,7 +95,7 @@ class Line:
         return faces.narrow(self.dim, 0, self.n), faces.narrow(self.dim, 1, self.n)
 
 
-def lines(grid: Grid, mobility: Sequence[float]) -> tuple[Line, ...]:
+def lines(grid: Grid, mobility: Sequence[float]) -> tuple[StaggeredAxis, ...]:
     """The axes of a grid, in coordinates x_a/√mobility_a in which a diagonal metric is the identity."""
     named = zip(grid.shape, grid.spacing, grid.periodic, mobility, strict=True)
-    return tuple(Line(a - grid.dim, n, h / q**0.5, periodic) for a, (n, h, periodic, q) in enumerate(named))
+    return tuple(StaggeredAxis(a - grid.dim, n, h / q**0.5, periodic) for a, (n, h, periodic, q) in enumerate(named))

@@ -23,31 +23,6 @@ def equations() -> list[Case]:
 
 
 def diffusions() -> list[Case]:
-    def barenblatt(m: float, dim: int) -> Callable[[float], float]:
-        source, tau = exact.diffusion.barenblatt(m, dim), 0.3
-        start = source.radius(1.0)
-        end = source.jko(start, tau)
-
-        def error(n: float) -> float:
-            grid = _box(1.5 * end.item(), dim, n)
-            mu = _averages(lambda x: source.density(x, radius=start), grid)
-            new = schemes.porous_medium(m)(mu, 0.0, tau).mu
-            return _l1(new, _averages(lambda x: source.density(x, radius=end), grid))
-
-        return error
-
-    def fast(n: float) -> float:
-        source, grid, tau = exact.diffusion.FastDiffusion(0.8, 1), Grid(-8.0, 8.0, int(n)), 0.1
-        new = schemes.fast_diffusion(0.8)(_averages(lambda x: source.density(x, radius=1.0), grid), 0.0, tau).mu
-        return _l1(new, _averages(lambda x: source.density(x, radius=source.jko(1.0, tau)), grid))
-
-    def uniform(F: Functional, variance: float) -> Callable[[float], float]:
-        def error(n: float) -> float:
-            mu = _averages(lambda x: ((x > 0) & (x < 1)).all(-1).to(x), Grid(-2.5, 3.5, int(n)))
-            return abs(Backward(F)(mu, 0.0, 0.1).mu.cov.item() - variance)
-
-        return error
-
     porous = exact.diffusion.jko_uniform_porous_medium(0.1).variance
     heat = exact.diffusion.jko_uniform_entropy(0.1).variance
     within = {(2.0, 1): 5e-4, (3.0, 1): 3e-3, (2.0, 2): 1e-3, (3.0, 2): 2e-3}  # of fronts that end inside a cell
@@ -55,24 +30,52 @@ def diffusions() -> list[Case]:
         *(
             Case(f"density: Barenblatt to Barenblatt, m = {m:g}, {d}-D, L1", "closed form", n, error, within=bound)
             for (m, d), bound in within.items()
-            for n, error in [((64, 128, 256) if d == 1 else (48, 96), barenblatt(m, d))]
+            for n, error in [((64, 128, 256) if d == 1 else (48, 96), _barenblatt(m, d))]
         ),
-        Case("density: fast diffusion, m = 4/5, L1", "closed form", (128, 256), fast, within=1e-3),
+        Case("density: fast diffusion, m = 4/5, L1", "closed form", (128, 256), _fast, within=1e-3),
         Case(
             "density: JKO of U[0, 1], entropy, variance",
             "quadrature",
             (60, 120, 240),
-            uniform(Entropy(), heat),
+            _uniform(Entropy(), heat),
             order=2.0,
         ),
         Case(
             "density: JKO of U[0, 1], porous medium, variance",
             "closed form",
             (60, 120),
-            uniform(PorousMedium(2.0), porous),
+            _uniform(PorousMedium(2.0), porous),
             within=3e-4,
         ),
     ]
+
+
+def _barenblatt(m: float, dim: int) -> Callable[[float], float]:
+    source, tau = exact.diffusion.barenblatt(m, dim), 0.3
+    start = source.radius(1.0)
+    end = source.jko(start, tau)
+
+    def error(n: float) -> float:
+        grid = _box(1.5 * end.item(), dim, n)
+        mu = _averages(lambda x: source.density(x, radius=start), grid)
+        new = schemes.porous_medium(m)(mu, 0.0, tau).mu
+        return _l1(new, _averages(lambda x: source.density(x, radius=end), grid))
+
+    return error
+
+
+def _fast(n: float) -> float:
+    source, grid, tau = exact.diffusion.FastDiffusion(0.8, 1), Grid(-8.0, 8.0, int(n)), 0.1
+    new = schemes.fast_diffusion(0.8)(_averages(lambda x: source.density(x, radius=1.0), grid), 0.0, tau).mu
+    return _l1(new, _averages(lambda x: source.density(x, radius=source.jko(1.0, tau)), grid))
+
+
+def _uniform(F: Functional, variance: float) -> Callable[[float], float]:
+    def error(n: float) -> float:
+        mu = _averages(lambda x: ((x > 0) & (x < 1)).all(-1).to(x), Grid(-2.5, 3.5, int(n)))
+        return abs(Backward(F)(mu, 0.0, 0.1).mu.cov.item() - variance)
+
+    return error
 
 
 def identities() -> list[Case]:

@@ -10,7 +10,7 @@ from otprox import Grid
 from otprox.solvers import harmonics
 from otprox.solvers.continuity import Continuity, Projection, Weights
 from otprox.solvers.harmonics import Harmonics
-from otprox.solvers.staggered import Line, Staggered, lines
+from otprox.solvers.staggered import Staggered, StaggeredAxis, lines
 
 GRIDS = [
     Grid(0.0, 2.0, 6),
@@ -24,7 +24,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def faces(line: Line, grid: Grid) -> tuple[int, ...]:
+def faces(line: StaggeredAxis, grid: Grid) -> tuple[int, ...]:
     shape = list(grid.shape)
     shape[line.dim] = line.faces
     return tuple(shape)
@@ -41,7 +41,7 @@ def test_averages_and_gradients_have_their_adjoints(grid: Grid):
         )
 
 
-def _closed(line: Line, y: Tensor) -> Tensor:
+def _closed(line: StaggeredAxis, y: Tensor) -> Tensor:
     """y with nothing through the walls."""
     if line.periodic:
         return y
@@ -67,7 +67,7 @@ def test_the_laplacian_and_the_averages_are_diagonal_in_the_harmonics(grid: Grid
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 7, 8])
 def test_fft_and_matrix_give_the_same_harmonics(periodic: bool, n: int, monkeypatch: pytest.MonkeyPatch):
-    line, x = Line(-1, n, 0.5, periodic), draw(3, n)
+    line, x = StaggeredAxis(-1, n, 0.5, periodic), draw(3, n)
     dense = Harmonics.on([line], x)
     monkeypatch.setattr(harmonics, "DENSE", 0)
     fast = Harmonics.on([line], x)
