@@ -282,6 +282,23 @@ def test_in_space():
     assert (out.mu.cov - mu.cov - (exact.cov - mu0.cov)).abs().max() < 0.1 * (exact.cov - mu0.cov).abs().max()
 
 
+def test_aggregation_alone_goes_through_a_curve():
+    """W = |z|²/2 − |z| dilates a uniform density; with nothing beside it `Dynamic` takes the step in its field."""
+    mu = Density(torch.where((torch.arange(60) - 29.5).abs() < 5, 1.0, 0.0), Grid(-3.0, 3.0, 60))
+    out = STRICT(Interaction(lambda z: spring(z) - z.norm(dim=-1)), Wasserstein(), mu, 1.0)
+    exact = ox.exact.aggregation.spread_jko(0.5 * (2 * ox.exact.aggregation.levels(1000) - 1), 1.0)
+    assert distance.w2_squared(out.mu, ox.Quantiles(exact)).sqrt() < 0.15 * out.stats.distance2.sqrt()
+    assert out.stats.distance2.sqrt().item() == pytest.approx(0.25 / 3**0.5, rel=0.01)
+
+
+@pytest.mark.needs_cuda
+def test_on_a_gpu():
+    F, mu = Entropy() + Interaction(morse), bumps(box(4.0, 2, 32))
+    out = STRICT(F, Wasserstein(), Density(mu.values.cuda(), mu.grid), 0.1)
+    assert out.mu.values.is_cuda and out.stats.converged.all()
+    assert l1(STRICT(F, Wasserstein(), mu, 0.1).mu, Density(out.mu.values.cpu(), mu.grid)) < 1e-5
+
+
 def test_what_it_refuses():
     mu = bumps(box(4.0, 1, 32))
     with pytest.raises(ValueError, match="tau must be positive"):
