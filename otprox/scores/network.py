@@ -52,8 +52,7 @@ class Network(Estimator):
 
     initial: the score at the start, where it is known; the first fit is then to it, by least squares
     residual: whether the module corrects the Gaussian fit; without it s(x) = L⁻ᵀnet(z)
-    probes: random probes for the divergence, redrawn each iteration; unless given it is exact, by d backward passes,
-        for d ≤ 5, and takes 1 probe above
+    probes: of the divergence, random, redrawn each iteration; None is exact for d ≤ 5, and takes 1 probe above
     training: the options of training
     generator: of the held-out share, batches and probes; each fit draws one number from it
 
