@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from ..pairwise.tensor_grid import reach
 from .base import differentiate
 
 MOST = 1e8  # nodes of a grid
+MANY = 500  # particles from which on their blobs go through a lattice, of at most so many nodes a particle
 
 
 class BlobIntegral(ABC):
@@ -134,7 +136,7 @@ class OnGrid(BlobIntegral):
     def _coefficients(self, y: Tensor, w: Tensor, x: Tensor, axes: list[Tensor]) -> Tensor:
         """hᵈ(1 + log f) over (2π·width²)^{d/2}."""
         f = self._density(y, w, axes)
-        log = _log(f) if _same(x, y) else self._log_far(f, y, w, x, axes)
+        log = _log(f) if same(x, y) else self._log_far(f, y, w, x, axes)
         return (1 + log) * (self._cell(y) * math.exp(-_log_norm(y, self.width)))
 
     def _log_far(self, f: Tensor, y: Tensor, w: Tensor, x: Tensor, axes: list[Tensor]) -> Tensor:
@@ -154,6 +156,52 @@ class OnGrid(BlobIntegral):
         return float((self.spacing * self.width) ** y.shape[-1])
 
 
+@dataclass(frozen=True, eq=False)
+class AtParticles(BlobIntegral):
+    """Σ_i w_i log(φ∗μ)(x_i), with x the particles themselves: what `AroundEach` is for a Dirac, in O(n).
+
+    φ∗ν is a spread of ν to a lattice and a gather from it, both by Gaussians of half the variance, since φ is the
+    convolution of two such; at a spacing of 0.53 of their widths the trapezoidal rule is exact to rounding.
+    """
+
+    width: float
+
+    def value(self, y: Tensor, w: Tensor) -> Tensor:
+        return (w * self._density(y, w, y).log()).sum(-1)
+
+    def variation(self, y: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        return self._density(y, w, x).log() + self._smooth(gaussian_gather, y, self._ratio(y, w), x)
+
+    def slopes(self, y: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        score = self._smooth(gaussian_gather_slopes, y, w, x) / self._density(y, w, x)[..., None]
+        return score + self._smooth(gaussian_gather_slopes, y, self._ratio(y, w), x)
+
+    def curvatures(self, y: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        f = self._density(y, w, x)[..., None]
+        score = self._smooth(gaussian_gather_slopes, y, w, x) / f
+        bend = self._smooth(gaussian_gather_curvatures, y, w, x) / f[..., None]
+        rest = self._smooth(gaussian_gather_curvatures, y, self._ratio(y, w), x)
+        return bend - score[..., :, None] * score[..., None, :] + rest
+
+    @property
+    def lattice(self) -> OnGrid:
+        return OnGrid(self.width / math.sqrt(2), 0.53)
+
+    def _density(self, y: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        f = self._smooth(gaussian_gather, y, w, x)
+        return f.clamp_min(torch.finfo(f.dtype).tiny)
+
+    def _ratio(self, y: Tensor, w: Tensor) -> Tensor:
+        return w / self._density(y, w, y)
+
+    def _smooth(self, gather: Callable[..., Tensor], y: Tensor, c: Tensor, x: Tensor) -> Tensor:
+        """φ∗Σ_j c_j δ(y_j) at x, or derivatives of it."""
+        grid = self.lattice
+        axes = grid.axes(y, x)
+        scale = (grid.spacing * grid.width) ** y.shape[-1] * math.exp(-2 * _log_norm(y, grid.width))
+        return gather(x, gaussian_spread(y, c, axes, grid.width), axes, grid.width) * scale
+
+
 def apart(x: Tensor, *state: Tensor) -> Tensor:
     """x as a tensor of its own, so that differentiating in it leaves a measure of that state where it is."""
     if x.requires_grad:
@@ -171,7 +219,7 @@ def _log_norm(x: Tensor, width: float) -> float:
     return 0.5 * x.shape[-1] * math.log(2 * math.pi * width**2)
 
 
-def _same(x: Tensor, y: Tensor) -> bool:
+def same(x: Tensor, y: Tensor) -> bool:
     return x is y or (x.shape == y.shape and torch.equal(x, y))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from otprox import Blob, GaussHermite, Gaussian, Particles, Trapezoidal
-from otprox.functionals.blob_integrals import AroundEach, OnGrid
+from otprox.functionals.blob_integrals import MANY, AroundEach, AtParticles, OnGrid
 from otprox.pairwise import log_gaussian_sum
 
 GRID = Trapezoidal(0.6)
@@ -130,6 +130,33 @@ def test_float32():
     single = Particles(mu.x.float(), mu.w.float())
     assert F(single).dtype == F.gradient(single).dtype == torch.float32
     assert F(single).item() == pytest.approx(F(mu).item(), abs=1e-5)
+    torch.testing.assert_close(F.gradient(single).double(), F.gradient(mu), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_the_outer_blob_through_a_lattice_is_the_sum_over_pairs(d, batch):
+    mu = cloud(40, d, batch)
+    y, w = mu.x, mu.w
+    through, pairs = AtParticles(0.6), AroundEach(0.6, torch.zeros(1, d), torch.ones(1))
+    torch.testing.assert_close(through.value(y, w), pairs.value(y, w), rtol=1e-12, atol=1e-12)
+    for name in ("variation", "slopes", "curvatures"):
+        found, want = getattr(through, name)(y, w, y), getattr(pairs, name)(y, w, y)
+        torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-10)
+
+
+def test_the_outer_blob_of_many_particles():
+    """Chosen for many particles at themselves, with derivatives of what is computed; pairs elsewhere."""
+    mu, F = cloud(MANY, 2), Blob(0.4)
+    assert isinstance(F._integral(mu.x, mu.x.clone()), AtParticles)
+    assert isinstance(F._integral(mu.x, mu.x[:9]), AroundEach)
+    assert isinstance(F._integral(1e5 * mu.x), AroundEach)
+    x, w = mu.x.clone().requires_grad_(), mu.w.clone().requires_grad_()
+    gx, gw = torch.autograd.grad(F(mu.with_state(x=x, w=w)), (x, w))
+    torch.testing.assert_close(F.first_variation(mu), gw, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(F.gradient(mu), gx / mu.w[..., None], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(F.gradient(mu)[:9], F.gradient(mu, mu.x[:9]), rtol=1e-8, atol=1e-9)
+    single = Particles(mu.x.float(), mu.w.float())
     torch.testing.assert_close(F.gradient(single).double(), F.gradient(mu), rtol=0, atol=1e-3)
 
 
