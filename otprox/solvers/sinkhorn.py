@@ -14,6 +14,7 @@ from .gibbs import Gibbs
 
 Reference = Literal["lebesgue", "product", "debiased"]
 
+LOST = 1e-2  # marginal error that rounding does not excuse: potentials that large have diverged
 GROWTH = 0.1  # a cell that grows by more than this factor an iteration could still fill, however empty it is
 RISE = 3.0  # a mixed point may raise the residual by this factor above the least so far
 SPREAD = 200.0  # where the iteration only multiplies, cells start from at least e^−200 of the largest
@@ -131,7 +132,7 @@ class Plan:
     rounding: Tensor
 
     def converged(self, tol: float) -> Tensor:
-        return (self.residual <= self.rounding.clamp_min(tol)) & (self.growth <= GROWTH)
+        return (self.residual <= self.rounding.clamp_max(LOST).clamp_min(tol)) & (self.growth <= GROWTH)
 
     @property
     def weights(self) -> Tensor:

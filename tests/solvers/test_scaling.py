@@ -860,3 +860,13 @@ def test_repulsion_is_minimised_by_majorants(reference: str, strength: float):
         near = Density(nu.values + size * bump, grid)
         value = F(near).item() + dense_ot(mu.values, near.values, grid, reg, reference) / (2 * tau)
         assert value > stats.objective.item() + 1e-9
+
+
+def test_potentials_that_diverge_are_not_excused_by_their_rounding():
+    """A floor with the reference "product": the loop multiplies where nothing holds it, and must say so."""
+    mu = Gaussian([0.0], [[0.2]]).to_density(Grid(-4.0, 4.0, 100))
+    F = Potential(lambda x: x.square().sum(-1) / 2) + ox.Obstacle(lower=0.01, upper=0.6)
+    with pytest.warns(ConvergenceWarning, match="or the reference 'lebesgue'"):
+        stats = ox.Backward(F, Entropic(0.03, "product"), Scaling(max_iter=200))(mu, 0.0, 0.1).stats
+    assert not stats.converged and stats.residual > 1e-2
+    assert ox.Backward(F, Entropic(0.03))(mu, 0.0, 0.1).stats.converged
