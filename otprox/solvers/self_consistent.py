@@ -39,7 +39,8 @@ class SelfConsistent:
     falls at every step with (1/θ − 1)·h − G convex, that is for θ = 1 where G is concave, as for attraction by |x|²,
     and for some θ where G is smooth relative to R or to the transport (Bauschke, Bolte and Teboulle 2017; Lu, Freund
     and Nesterov 2018). θ starts at 1, and Φ is extrapolated from the last `memory` steps (Anderson); where E has risen
-    the point is taken back, item by item, first for the step without extrapolation, then for half of it.
+    above its least value the point is taken back, item by item, first for the step without extrapolation, then for half
+    of it. `inner` is exact to a part of E only, so that while the residual falls, rises below d²(μ, ν)/(2000·tau) pass.
 
     G are the terms with `kl_smooth`: Interaction, and so the quadratic part of an MMD. The result is ν(Φ), with the
     mass and sign that `inner` gives. It has converged when `inner` has, and `residual` = tau·(∫⟨∇r, Q∇r⟩dν)^½ with
