@@ -21,16 +21,19 @@ Drive = Callable[[Particles], tuple[Tensor, Tensor, Tensor]]  # μ -> K_μu (*ba
 
 @dataclass(frozen=True, eq=False)
 class Collided:
-    """Where a curve ends, its action tau·∫⟨u, K_μu⟩dt, and whether det ∇T > 0 at all particles on the way."""
+    """Where a curve ends, its action tau·∫⟨u, K_μu⟩dt, log det ∇T at the particles but for dilations, and whether
+    det ∇T > 0 at all of them on the way."""
 
     end: Particles
     distance2: Tensor
+    log_det: Tensor
     inside: Tensor
 
 
 def collide(mu: Particles, tau: float, drives: Sequence[Drive]) -> Collided:
     """One piece a drive, each x ↦ x + δ·K_μu, δ = tau/pieces, then the dilation about the mean back to the energy."""
-    delta, distance2, inside = tau / len(drives), mu.w.new_zeros(mu.batch), torch.ones_like(mu.w[..., 0]) > 0
+    delta, distance2, total = tau / len(drives), mu.w.new_zeros(mu.batch), torch.zeros_like(mu.w)
+    inside = torch.ones_like(mu.w[..., 0]) > 0
     centre, energy = mu.mean[..., None, :], _energy(mu, mu.x)
     eye = torch.eye(mu.dim, dtype=mu.x.dtype, device=mu.x.device)
     for drive in drives:
@@ -41,8 +44,8 @@ def collide(mu: Particles, tau: float, drives: Sequence[Drive]) -> Collided:
         x = centre + log_scale[..., None].exp() * (x - centre)
         log_density = None if mu.log_density is None else mu.log_density - log_det - mu.dim * log_scale
         mu = mu.with_state(x=x, log_density=log_density)
-        distance2, inside = distance2 + tau * delta * power, inside & (sign > 0).all(-1)
-    return Collided(mu, distance2, inside)
+        distance2, total, inside = distance2 + tau * delta * power, total + log_det, inside & (sign > 0).all(-1)
+    return Collided(mu, distance2, total, inside)
 
 
 def driven(metric: Landau, covector: Covector) -> Drive:

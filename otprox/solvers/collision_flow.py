@@ -21,6 +21,7 @@ from .fitting import Objective, differentiated, shortened, some, split, whitenin
 from .lbfgs import Minimum, minimise
 
 ROUND = 8  # iterations between Hessians
+LEAST = 1e-4  # the weight of a fold, in units of 1/n, where a particle has less
 NOT_LOWER = "the fitted u does not lower the objective on particles held out"
 
 
@@ -30,19 +31,21 @@ class CollisionFlow:
     pieces (`inner_steps`), x ↦ x + δ·(K_k u_k)(x), and K_k = Landau.onsager(μ_k, ·) at the measure μ_k before piece k.
 
     This is F(ν) + d²(μ, ν)/(2·tau) with the action of the curve for d² (Carrillo, Delgadino, Desvillettes, Wu 2024;
-    Huang, Wang 2024, arXiv:2409.12296); one piece freezes the metric at μ. Each piece ends with the dilation about
-    the mean that undoes its gain of energy, so that momentum and energy are exact. A carried log-density falls by
-    log det of each map, exactly, with det > 0 at all particles: leave out nodes of negligible weight in the far tails,
-    where u has no data and yet folds first. The mean of ψ_k over the particles then obeys the weak Landau equation.
+    Huang, Wang 2024, arXiv:2409.12296); one piece freezes the metric at μ. Each piece ends with the dilation about the
+    mean that undoes its gain of energy, so momentum and energy are exact. A carried log-density falls by log det of
+    each map, exactly, with det > 0 at all particles, those of negligible weight too.
 
     One free u a particle has no minimiser under an entropy: the density sees ∇u, the action does not. So u_k = ∇ψ, ψ in
     a space of features, far fewer than particles: `Hermite(degree)`, `Cosines(count)`, or a callable (…, d) -> (…, K)
-    in coordinates of zero mean and unit variance. L-BFGS, in the coordinates of the Hessian at u = 0 and from the
-    previous u. A share `held_out` of the particles, drawn by a fixed seed, takes no part: u is tried on them as on a
-    sample of its own, shortened until it lowers the objective there too, and refused (converged is False, μ returned)
-    if it never does. Unless given it is 0.2, and 0 for particles of unequal weights, which are taken for the nodes of a
-    quadrature: a part of them is none. `residual` is the norm of the gradient relative to that at u = 0;
-    `warm["held_out"]` is the decrease on the particles held out.
+    in coordinates of zero mean and unit variance. As tau → 0, the means of the features over the particles follow the
+    weak Landau equation of the particles themselves; what f does beyond the features is lost. L-BFGS, in coordinates
+    of the Hessian and from the previous u.
+
+    A share `held_out` of the particles, drawn by a fixed seed, takes no part: u is tried on them as on a sample of its
+    own, shortened until it lowers the objective there too, and refused (converged is False, μ returned) if it never
+    does. Unless given it is 0.2, and 0 for particles of unequal weights, which are taken for the nodes of a quadrature:
+    a part of them is none. `residual` is the norm of the gradient relative to that at u = 0; `warm["held_out"]` is the
+    decrease on the particles held out.
     """
 
     basis: Basis | Callable[[Tensor], Tensor] = field(default_factory=lambda: Hermite(4))
@@ -107,7 +110,7 @@ class CollisionFlow:
         """The minimiser over the coefficients, (items, pieces·K): rounds of L-BFGS, each begins with a Newton step."""
         zero = problem.zero()
         _check_size(zero.shape[-1], problem.mu)
-        value, slope = differentiated(problem.objective, zero)
+        value, slope = differentiated(problem.guarded, zero)
         size = _times(problem.coordinates(zero).mT, slope).norm(dim=-1).clamp_min(torch.finfo(zero.dtype).tiny)
         noise = 100 * torch.finfo(zero.dtype).eps * (1 + value.abs())
         tol = torch.maximum((self.tol or (1e-6 if zero.dtype == torch.float64 else 1e-3)) * size, noise)
@@ -126,7 +129,7 @@ class CollisionFlow:
         S = problem.coordinates(c)
 
         def f(y: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = differentiated(problem.objective, c + _times(S, y))
+            value, gradient = differentiated(problem.guarded, c + _times(S, y))
             return value, _times(S.mT, gradient)
 
         best = minimise(f, torch.zeros_like(c), tol=tol, scale=1.0, noise=noise, max_iter=max_iter)
@@ -166,9 +169,23 @@ class Problem:
 
     def objective(self, c: Tensor) -> Tensor:
         """F(ν) + d²/(2·tau) (items,), infinite where a map folds."""
+        return self._value(self.curve(c))
+
+    def guarded(self, c: Tensor) -> Tensor:
+        """The objective, and a barrier −Σ b log det ∇T with what weights b particles lack to LEAST/n.
+
+        Without it those of no weight are walls at which the objective jumps to infinity.
+        """
         curve = self.curve(c)
+        return self._value(curve) - (self.lacking * curve.log_det).sum(-1).reshape(-1)
+
+    def _value(self, curve: Collided) -> Tensor:
         value = self.F(curve.end) + curve.distance2 / (2 * self.tau)
         return torch.where(curve.inside, value, torch.inf).reshape(-1)
+
+    @property
+    def lacking(self) -> Tensor:
+        return (LEAST / self.mu.w.shape[-1] - self.mu.w).clamp_min(0)
 
     def curve(self, c: Tensor) -> Collided:
         parts = c.reshape(*self.mu.batch, self.pieces, -1).unbind(-2)
@@ -204,14 +221,15 @@ class Problem:
     def _bend(self, c: Tensor) -> Tensor:
         """The Hessian of the internal energies, and of the dilation, in one piece at coefficients c: (*batch, K, K)."""
         mu, delta, d = self.mu, self.tau / self.pieces, self.mu.dim
+        entropy = sum(c for c, f in self.F.terms if isinstance(f, Internal))
         jacobian = torch.einsum("...k,...nkab->...nab", delta * c, self.DV)
         jacobian = jacobian + torch.eye(d, dtype=c.dtype, device=c.device)
         stretch = torch.linalg.solve(jacobian[..., None, :, :], self.DV)
-        bend = torch.einsum("...n,...nkab,...nlba->...kl", mu.w, stretch, stretch)
+        guarded = entropy * mu.w + self.lacking
+        bend = torch.einsum("...n,...nkab,...nlba->...kl", guarded, stretch, stretch)
         spread = torch.einsum("...n,...nka,...nla->...kl", mu.w, self.V, self.V)
         energy = (mu.w * (mu.x - mu.mean[..., None, :]).square().sum(-1)).sum(-1)[..., None, None]
-        entropy = sum(c for c, f in self.F.terms if isinstance(f, Internal))
-        return delta**2 * entropy * (bend + d * spread / energy)
+        return delta**2 * (bend + entropy * d * spread / energy)
 
 
 def gradient(frame: Frame, basis: Basis, c: Tensor) -> Covector:
@@ -238,7 +256,7 @@ def _start(problem: Problem, warm: Tensor | None) -> Tensor:
     zero = problem.zero()
     if warm is None:
         return zero
-    better = problem.objective(warm) < problem.objective(zero)
+    better = problem.guarded(warm) < problem.guarded(zero)
     return torch.where(better[:, None], warm, zero)
 
 
