@@ -53,11 +53,13 @@ class Adagrad(Step):
                 f"Adagrad scales the coordinates of Particles, and a {type(mu).__name__} has none; use Forward, or "
                 "Adaptive(Forward(F, metric), tol) for step sizes that follow the error"
             )
-        F = self.F.at(t0).drawn()
+        own, fit = last if isinstance(last, tuple) and len(last) == 2 else (last, None)
+        F, fit = self.F.at(t0).drawn().fitted(mu, fit)
         v = self.metric.over(t0, t1).descent(F, mu).field(mu.x)  # type: ignore[attr-defined]
-        h = self._accumulate(v, warm_start(last, "squares", v))
+        h = self._accumulate(v, warm_start(own, "squares", v))
         moved = mu.push(lambda x: x + tau * v / (self.eps + h.sqrt())).with_state(log_density=None)
-        return Out(finite(moved, f"Adagrad({F}) at t = {t0:g}"), _stats(mu, v, h))
+        stats = _stats(mu, v, h)
+        return Out(finite(moved, f"Adagrad({F}) at t = {t0:g}"), stats if fit is None else (stats, fit))
 
     def _accumulate(self, v: Tensor, h: Tensor | None) -> Tensor:
         if h is None:

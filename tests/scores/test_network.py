@@ -180,6 +180,23 @@ def test_in_a_sum_the_stats_are_those_of_its_terms():
     assert ox.observe.iterations(tick) == 40 and ox.observe.converged(tick)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda F: ox.Adagrad(F),
+        lambda F: ox.NoisyForward(F, 0.1, generator=seeded(1)),
+        lambda F: ox.Midpoint(F, ox.Landau(0.0)),
+    ],
+    ids=["Adagrad", "NoisyForward", "Midpoint"],
+)
+def test_other_steps_start_from_the_step_before_too(make):
+    step = make(ox.Entropy(score=Network(training=QUICK, generator=seeded())))
+    first = step(mixture(200), 0.0, 0.01)
+    second = step(first.mu, 0.01, 0.02, first.stats)
+    a, b = (out.stats[-1] if isinstance(out.stats, tuple) else out.stats for out in (first, second))
+    assert torch.equal(a.warm["held"], b.warm["held"])
+
+
 def test_the_landau_equation_by_a_network_has_the_entropy_of_bkw():
     exact, side = BKW(), 40
     line = (torch.arange(side) + 0.5) * 8 / side - 4
