@@ -30,9 +30,9 @@ FALLS = 5  # divergences after which training stops
 class NetworkFlow:
     """The step of `CollisionFlow` with u = ∇ψ + N in every piece: ψ its solution among quadratic ψ, N a network.
 
-    module: (…, d) -> (…, d), from coordinates of zero mean and unit variance to N in such coordinates. It is not
-        changed: its parameters are where training begins, until there are those of the previous step (`last`).
-    generator: draws the random batches, of `batch` particles that collide among themselves.
+    - module: (…, d) -> (…, d), from coordinates of zero mean and unit variance to N in such coordinates. It is not
+      changed: its parameters are where training begins, until there are those of the previous step (`last`).
+    - generator: draws the random batches, of `batch` particles that collide among themselves.
 
     Adam with step `lr` on the objective of a batch (Huang, Wang 2024, arXiv:2409.12296). Every 20 iterations the
     objective is computed on the particles held out, a share `held_out` drawn by a fixed seed, and the best state kept;
