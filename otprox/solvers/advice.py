@@ -115,7 +115,11 @@ def _measures(mu: Measure) -> Iterator[tuple[str, Measure]]:
     if mu.dim == 1 and not isinstance(mu, Quantiles):
         yield "Quantiles.of(mu, n)", Quantiles(line)
     if not isinstance(mu, Particles):
-        yield "Particles", Particles(torch.stack([line ** (a + 1) for a in range(mu.dim)], -1))
+        cloud = Particles(torch.stack([line ** (a + 1) for a in range(mu.dim)], -1))
+        yield "Particles", cloud
+        yield "Particles with a log_density", cloud.with_state(log_density=torch.zeros_like(cloud.w))
+    elif mu.log_density is None:
+        yield "Particles(x, log_density=…)", mu.with_state(log_density=torch.zeros_like(mu.w))
     if not isinstance(mu, Density) and mu.dim <= 3:
         grid = Grid((0.0,) * mu.dim, (1.0,) * mu.dim, (2,) * mu.dim)
         yield "a Density on a Grid", Density(torch.ones(grid.shape).to(mu.anchor), grid)

@@ -220,8 +220,9 @@ def test_hessian_is_exact_for_one_piece():
 
 def test_what_is_not_supported_is_named():
     mu = gaussian(50, 1.0, 0.5)
-    with pytest.raises(TypeError, match="log_density="):
-        ox.Backward(ox.Entropy(), ox.Landau(0.0))(ox.Particles(mu.x), 0.0, 0.1)
+    for bare in (ox.Particles(mu.x), ox.Gaussian.fit(mu)):
+        with pytest.raises(TypeError, match=r"log_density.*by CollisionFlow"):
+            ox.Backward(ox.Entropy(), ox.Landau(0.0))(bare, 0.0, 0.1)
     with pytest.raises(TypeError, match="metric Landau"):
         ox.Backward(ox.Entropy(), solver=CollisionFlow())(mu, 0.0, 0.1)
     with pytest.raises(ValueError, match="inner_steps must be at least 1"):
@@ -241,3 +242,14 @@ def test_a_map_that_fits_noise_is_refused():
     torch.testing.assert_close(out.mu.x, mu.x)
     with pytest.raises(ValueError, match="45 coefficients are too many for 80 particles"):
         ox.Backward(ox.Entropy(), ox.Landau(0.0), CollisionFlow(Cosines(40, 0.3)))(mu, 0.0, 0.5)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("gamma", [0.0, -3.0])
+def test_on_cuda(gamma: float):
+    mu = gaussian(200, 2.0, 0.5, 0.5)
+    there = mu.with_state(**{name: t.cuda() for name, t in mu.state().items()})
+    solver = CollisionFlow(Hermite(3), inner_steps=2)
+    one, two = (solver(ox.Entropy(), ox.Landau(gamma), m, 0.05) for m in (mu, there))
+    assert two.mu.x.is_cuda and two.stats.converged
+    torch.testing.assert_close(two.mu.x.cpu(), one.mu.x, rtol=0, atol=1e-5)
