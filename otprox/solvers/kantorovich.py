@@ -26,6 +26,7 @@ COARSEST = 16  # cells along an axis at which a cold start begins
 ROUGH = 1e-2  # the L1 residual to which the coarser grids are solved
 NEAR = 0.1  # the L1 residual from which the previous step is a better start than they are
 PATIENCE = 8  # steps after which breaks are called back from empty cells in any case
+SOLVE = 150  # iterations of each elliptic equation at most
 GIVE = 0.01  # cells by which the softness of a ceiling may misplace mass
 REACH, NEAR = 7.0, 1e-3  # the most by which the price of an empty cell may fall in one step, and the least such bound
 OFF = 0.5  # of the larger of ν and ρ: a greater difference is balanced cell by cell
@@ -48,7 +49,8 @@ class Kantorovich:
     φᶜ is taken axis by axis against a continuous μ (`HopfLax`), so it has the kinetic energy of steps far below a cell,
     and the gradient of ∫φᶜ dμ is a push-forward that keeps mass and sign. Each Newton step is one elliptic equation,
     −tau·div(ρ∇δ) + (U*)''δ = residual, by conjugate gradients with a multigrid cycle, with a line search on the dual.
-    Without a previous step it starts on coarser grids.
+    Without a previous step it starts on coarser grids. Where a step is cut because mass must enter empty cells, those
+    cells find their prices one by one before the next.
 
     The result is ρ, positive wherever U'(0) = −∞, of mass 1 up to rounding. It has converged when ρ and the
     push-forward ν of μ agree in L1 to `tol` of what the step moves. Stats: `residual` is the duality gap, the primal
@@ -104,7 +106,7 @@ class Kantorovich:
             potentials=dual.potentials(point, mu, tau),
             map=dual.map(point, mu),
         )
-        advice = "raise max_iter or tol, or take a smaller tau"
+        advice = "raise max_iter or tol, take a smaller tau, or compare with Dynamic()"
         return Out(new, report(stats, self, advice, self.on_failure))
 
     def _start(self, dual: Dual, F: Functional, last: Any) -> tuple[Tensor, Tensor | int]:
@@ -122,7 +124,7 @@ class Kantorovich:
         grid = dual.grid
         shape = tuple(max((n + 1) // 2, min(n, COARSEST)) for n in grid.shape)
         if shape == grid.shape:
-            return dual.guess(), 0
+            return dual.better(dual.guess(), torch.zeros_like(dual.masses)), 0
         rough = dual.on(Grid(grid.lower, grid.upper, shape, grid.periodic), F)
         phi, before = self._start(rough, F, None)
         found = self._ascend(rough, phi, max(self.tol, ROUGH), min(self.max_iter, 20))
@@ -227,6 +229,11 @@ class Dual:
         """V plus the price of the uniform density where μ is below it, of μ elsewhere."""
         return self._price(1 / (self.grid.n * self.volume))
 
+    def better(self, phi: Tensor, other: Tensor) -> Tensor:
+        """Of two prices those where the dual is larger, item by item; equal prices are best as tau → ∞."""
+        mine, its = (self.at(prices, self.tilts).value for prices in (phi, other))
+        return torch.where(_wide(mine >= its, phi), phi, other)
+
     def still(self) -> Tensor:
         """The prices of μ."""
         return self._price(math.exp(-LARGEST))
@@ -306,11 +313,11 @@ class Dual:
         def operator(f: Tensor) -> Tensor:
             return response(f) + rest(f)
 
-        step = solve(operator, inverse, point.rest + response.lack(), 1e-2, 50)
+        step = solve(operator, inverse, point.rest + response.lack(), 1e-2, SOLVE)
         uphill = (step * point.rest).flatten(1).sum(-1) > 0
         if bool(uphill.all()):
             return step
-        return torch.where(_wide(uphill, step), step, solve(operator, inverse, point.rest, 1e-2, 50))
+        return torch.where(_wide(uphill, step), step, solve(operator, inverse, point.rest, 1e-2, SOLVE))
 
     def _lent(self, k: Tensor, axis: Any, share: Tensor) -> Tensor:
         around = k

@@ -35,6 +35,15 @@ def disc(radius: float, n: int) -> Density:
     return density(lambda x: ((x - 0.5).norm(dim=-1) < radius).double(), grid, 8)
 
 
+QUADRATIC = Potential(lambda x: 0.5 * x.square().sum(-1))
+
+
+def beside(n: int) -> Density:
+    """A Gaussian bump that is centred at (1, 0)."""
+    grid = Grid((-2.0, -2.0), (2.0, 2.0), (n, n))
+    return density(lambda x: torch.exp(-4 * (x - x.new_tensor([1.0, 0.0])).square().sum(-1)), grid)
+
+
 def l1(mu: Density, values: Tensor) -> float:
     return ((mu.values - values).abs().sum() * mu.grid.volume).item()
 
@@ -87,17 +96,25 @@ def test_a_double_well_from_a_wide_start():
     check_step(Entropy() + V, density(lambda x: torch.exp(-x.square().sum(-1) / 4), grid), 0.1)
 
 
-def test_a_crowd_takes_its_place_in_one_large_step():
+@pytest.mark.parametrize("tau", [10.0, 1e3])
+def test_a_crowd_takes_its_place_in_one_large_step(tau: float):
     """As tau → ∞ the step is the block of density 1 where V is least: here the disc of area 1."""
-    F = Potential(lambda x: 0.5 * x.square().sum(-1)) + Congestion(1.0)
-    grid = Grid((-2.0, -2.0), (2.0, 2.0), (32, 32))
-    mu = density(lambda x: torch.exp(-4 * (x - x.new_tensor([1.0, 0.0])).square().sum(-1)), grid)
-    out = check_step(F, mu, 10.0)
+    F = QUADRATIC + Congestion(1.0)
+    mu = beside(32)
+    out = check_step(F, mu, tau)
     assert out.mu.values.max() <= 1 + 1e-9
-    mean = mu.mean[0].item() / 11  # of the barycentre: it minimises ½|b|² + |b − b₀|²/(2·tau) whatever the shape
+    mean = mu.mean[0].item() / (1 + tau)  # it minimises ½|b|² + |b − b₀|²/(2·tau), whatever the shape
     assert out.mu.mean[0].item() == pytest.approx(mean, abs=0.02)
-    block = density(lambda x: (math.pi * (x - x.new_tensor([mean, 0.0])).square().sum(-1) < 1).double(), grid, 8)
+    block = density(lambda x: (math.pi * (x - x.new_tensor([mean, 0.0])).square().sum(-1) < 1).double(), mu.grid, 8)
     assert l1(out.mu, block.values) < 0.15
+
+
+def test_a_porous_medium_reaches_equilibrium_in_one_huge_step():
+    """2ρ = (R²/2 − |x|²/2) on |x| < R, of mass πR⁴/8 = 1."""
+    mu, R2 = beside(32), (8 / math.pi) ** 0.5
+    out = check_step(QUADRATIC + PorousMedium(2.0), mu, 1e4)
+    equilibrium = density(lambda x: (R2 - x.square().sum(-1)).clamp_min(0) / 4, mu.grid)
+    assert l1(out.mu, equilibrium.values) < 0.01
 
 
 def test_a_batch_of_edges_equals_single_runs():
