@@ -25,6 +25,7 @@ from .hopf_lax import HopfLax, envelope, tilt
 COARSEST = 16  # cells along an axis at which a cold start begins
 ROUGH = 1e-2  # the L1 residual to which the coarser grids are solved
 NEAR = 0.1  # the L1 residual from which the previous step is a better start than they are
+PAST = 1.5  # the L1 distance, at most 2, from which a density and a push-forward count as apart
 PATIENCE = 8  # steps after which breaks are called back from empty cells in any case
 SOLVE = 150  # iterations of each elliptic equation at most
 GIVE = 0.01  # cells by which the softness of a ceiling may misplace mass
@@ -230,9 +231,10 @@ class Dual:
         return self._price(1 / (self.grid.n * self.volume))
 
     def better(self, phi: Tensor, other: Tensor) -> Tensor:
-        """Of two prices those where the dual is larger, item by item; equal prices are best as tau → ∞."""
-        mine, its = (self.at(prices, self.tilts).value for prices in (phi, other))
-        return torch.where(_wide(mine >= its, phi), phi, other)
+        """φ, or the other prices where φ sends μ past its density and the dual is larger there: equal ones if τ is huge."""
+        mine, its = (self.at(prices, self.tilts) for prices in (phi, other))
+        past = (mine.mismatch > PAST) & (its.value > mine.value)
+        return torch.where(_wide(past, phi), other, phi)
 
     def still(self) -> Tensor:
         """The prices of μ."""
