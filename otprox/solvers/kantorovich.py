@@ -231,7 +231,7 @@ class Dual:
         return self._price(1 / (self.grid.n * self.volume))
 
     def better(self, phi: Tensor, other: Tensor) -> Tensor:
-        """φ, or the other prices where φ sends μ past its density and the dual is larger there: equal ones if τ is huge."""
+        """φ, or the other prices where φ sends μ past its density and the dual is larger there."""
         mine, its = (self.at(prices, self.tilts) for prices in (phi, other))
         past = (mine.mismatch > PAST) & (its.value > mine.value)
         return torch.where(_wide(past, phi), other, phi)
