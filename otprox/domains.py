@@ -45,6 +45,11 @@ class Torus(Domain):
         if not all(0 < p < math.inf for p in _axes(self.period)):
             raise ValueError(f"period must be positive and finite, not {self.period}")
 
+    def periods(self, dim: int) -> tuple[float, ...]:
+        """The period of each of `dim` axes."""
+        period = _axes(self.period)
+        return period * dim if len(period) == 1 else period
+
     def wrap(self, x: Tensor) -> Tensor:
         period = _like(self.period, x, "period")
         y = torch.remainder(x, period)  # a tiny negative x is rounded up to the period

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..domains import Domain, Torus
 from .base import Measure, check_alike
 from .covariance import dense
 from .density import Density
 from .gaussian import Gaussian
 from .particles import Particles
-from .quantiles import Quantiles
+from .quantile_function import QuantileFunction, circle_squared, line_squared, quantile_function
 from .spd import bures2
 from .spectral import Spectral
 
@@ -26,11 +26,14 @@ def w2_squared(mu: Measure, nu: Measure) -> Tensor:
     """W2²(μ, ν) with cost |x − y|² (no ½), (*batch,): exact, or TypeError.
 
     Two Gaussians: the Bures distance. In one dimension: through quantile functions, of atoms (Particles, Quantiles),
-    of piecewise-constant densities and of Gaussians. Points in higher dimension: POT's `emd2`, for n ≤ 5000.
+    of piecewise-constant densities and of Gaussians; on a circle, through the best rotation of their levels. Points in
+    higher dimension: POT's `emd2`, for n ≤ 5000. On a Torus distances are those of the shortest displacements.
     """
     _check_pair(mu, nu)
     if isinstance(mu, Gaussian) and isinstance(nu, Gaussian):
         return gelbrich_squared(mu, nu)
+    if mu.dim == 1 and _periods(mu)[0] < math.inf:
+        return circle_squared(quantile_function(mu), quantile_function(nu), _periods(mu)[0])
     if mu.dim == 1:
         return _on_the_line(mu, nu)
     return _by_linear_program(mu, nu)
@@ -53,65 +56,34 @@ def _check_pair(mu: Measure, nu: Measure) -> None:
     if mu.dim != nu.dim:
         raise ValueError(f"the measures live in dimensions {mu.dim} and {nu.dim}")
     check_alike(nu.anchor, "the target", mu.anchor)
-
-
-@dataclass(frozen=True, eq=False)
-class _Line:
-    """A quantile function on the line, linear from `left` to `right` on each of n levels of widths `w` (*batch, n)."""
-
-    left: Tensor
-    right: Tensor
-    w: Tensor
+    a, b = _periods(mu), _periods(nu)
+    if not all(p == q or math.isclose(p, q, rel_tol=1e-12) for p, q in zip(a, b, strict=True)):
+        raise ValueError(f"the measures live on different spaces: of periods {a} and {b} (inf: a line)")
 
 
 def _on_the_line(mu: Measure, nu: Measure) -> Tensor:
     if isinstance(mu, Gaussian):
         mu, nu = nu, mu
-    a = _line(mu)
-    return _line_to_gaussian(a, nu) if isinstance(nu, Gaussian) else _line_to_line(a, _line(nu))
+    a = quantile_function(mu)
+    return _line_to_gaussian(a, nu) if isinstance(nu, Gaussian) else line_squared(a, quantile_function(nu))
 
 
-def _line(mu: Measure) -> _Line:
+def _periods(mu: Measure) -> tuple[float, ...]:
+    """The period of each axis, infinite on a line."""
     if isinstance(mu, Density):
-        centers, h = mu.grid.centers(mu.values)[0], mu.grid.spacing[0]
-        values = mu.values * h
-        left = (centers - h / 2).expand_as(values)
-        return _Line(left, left + h, values)
-    if not isinstance(mu, Particles | Quantiles):
-        raise TypeError(f"no quantile function of a {type(mu).__name__}")
-    x, order = mu.x[..., 0].sort(-1)
-    return _Line(x, x, mu.w.expand_as(x).gather(-1, order))
+        return tuple(
+            b - a if p else math.inf for a, b, p in zip(mu.grid.lower, mu.grid.upper, mu.grid.periodic, strict=True)
+        )
+    domain = getattr(mu, "domain", None)
+    if not isinstance(domain, Torus):
+        return (math.inf,) * mu.dim
+    return domain.periods(mu.dim)
 
 
-def _line_to_line(a: _Line, b: _Line) -> Tensor:
-    batch = torch.broadcast_shapes(a.w.shape[:-1], b.w.shape[:-1])
-    ends_a, ends_b = _ends(a.w).expand(*batch, -1).contiguous(), _ends(b.w).expand(*batch, -1).contiguous()
-    levels = torch.cat([ends_a, ends_b], -1).sort(-1).values
-    levels = torch.cat([torch.zeros_like(levels[..., :1]), levels], -1)
-    mid, width = (levels[..., 1:] + levels[..., :-1]) / 2, levels.diff(dim=-1)
-    p, q = (_piece(line, ends, mid, width, batch) for line, ends in ((a, ends_a), (b, ends_b)))
-    gap, spread = p[0] - q[0], p[1] - q[1]
-    return (width * (gap.square() + spread.square() / 12)).sum(-1)
-
-
-def _ends(w: Tensor) -> Tensor:
-    ends = w.cumsum(-1)
-    return ends / ends[..., -1:]
-
-
-def _piece(q: _Line, ends: Tensor, mid: Tensor, width: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
-    """Value at the levels `mid`, each inside one piece, and the piece's increase over `width` levels."""
-    index = torch.searchsorted(ends, mid).clamp_max(ends.shape[-1] - 1)
-    left, right, w = (t.expand(*batch, -1).gather(-1, index) for t in (q.left, q.right, q.w))
-    w = w.clamp_min(torch.finfo(w.dtype).tiny)
-    below = ((ends.gather(-1, index) - mid) / w).clamp(0, 1)  # rounding of the levels must not leave the piece
-    return right - (right - left) * below, (right - left) * (width / w).clamp_max(1)
-
-
-def _line_to_gaussian(a: _Line, nu: Gaussian) -> Tensor:
+def _line_to_gaussian(a: QuantileFunction, nu: Gaussian) -> Tensor:
     """Σ over pieces of ∫ (α + βu − m − s Φ⁻¹(u))² du, with u = Φ(z): every term is elementary."""
     m, s = nu.mean[..., 0, None], nu.cov[..., 0, 0, None].sqrt()
-    ends = _ends(a.w)
+    ends = a.ends
     u = torch.cat([torch.zeros_like(ends[..., :1]), ends], -1)
     width, rise = u.diff(dim=-1), a.right - a.left
     mid = (a.left + a.right) / 2 - m
@@ -144,7 +116,8 @@ def _by_linear_program(mu: Measure, nu: Measure) -> Tensor:
     batch = torch.broadcast_shapes(mu.batch, nu.batch)
     x, a, y, b = (_rows(t, batch, k) for m in (mu, nu) for t, k in ((m.x, 2), (m.w, 1)))
     costs = [
-        ot.emd2(_array(p), _array(q), _cost(s, t), numItermax=10_000_000) for s, p, t, q in zip(x, a, y, b, strict=True)
+        ot.emd2(_array(p), _array(q), _cost(s, t, mu.domain), numItermax=10_000_000)
+        for s, p, t, q in zip(x, a, y, b, strict=True)
     ]
     return mu.x.new_tensor(costs).reshape(batch)
 
@@ -159,5 +132,10 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.cpu().numpy())
 
 
-def _cost(x: Tensor, y: Tensor) -> np.ndarray:
-    return _array(torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square())
+def _cost(x: Tensor, y: Tensor, domain: Domain) -> np.ndarray:
+    if domain.straight:
+        return _array(torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square())
+    cost = x.new_zeros(len(x), len(y))
+    for row, point in zip(cost.split(512), x.split(512), strict=True):
+        row += domain.displacement(point[:, None], y).square().sum(-1)
+    return _array(cost)

@@ -93,3 +93,49 @@ def test_measures_that_do_not_fit_are_refused():
             distance(mu, flat)
         with pytest.raises(TypeError, match="float32"):
             distance(mu, single)
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (-2.0, 1.0)])
+@pytest.mark.parametrize("turn", [0, 3, 17, 47, 61])
+def test_a_bump_on_a_circle_moves_the_short_way(lower: float, upper: float, turn: int):
+    grid = ox.Grid(lower, upper, 64, periodic=True)
+    values = torch.zeros(64)
+    values[:6] = torch.tensor([1.0, 3.0, 2.0, 0.0, 1.0, 0.5])
+    mu = ox.Density(values / (values.sum() * grid.volume), grid)
+    nu = mu.with_state(values=mu.values.roll(turn))
+    shift = min(turn, 64 - turn) * grid.spacing[0]
+    assert w2_squared(mu, nu).item() == pytest.approx(shift**2, rel=1e-9, abs=1e-12)
+    assert w2_squared(nu, mu).item() == pytest.approx(shift**2, rel=1e-9, abs=1e-12)
+
+
+def test_a_density_on_a_circle_turns_by_less_than_its_rotation():
+    """No mass circulates where a map is optimal, ∫(T(x) − x) dx = 0, so that a rotation of full support is not."""
+    grid = ox.Grid(0.0, 1.0, 64, periodic=True)
+    values = torch.exp(torch.cos(2 * math.pi * grid.points(torch.zeros(()))[:, 0]))
+    mu = ox.Density(values / (values.sum() * grid.volume), grid)
+    nu = mu.with_state(values=mu.values.roll(9))
+    atoms = [ox.Particles(grid.points(values), m.values * grid.volume, domain=ox.Torus(1.0)) for m in (mu, nu)]
+    found = w2_squared(mu, nu).item()
+    assert found < (9 / 64) ** 2 / 2
+    assert found == pytest.approx(w2_squared(*atoms).item(), rel=2e-2)  # cells as atoms
+
+
+def test_a_circle_by_the_linear_program():
+    """A batch of atoms against POT's program over the shortest distances on a strip that closes."""
+    g = torch.Generator().manual_seed(0)
+    x, y = 2.0 * torch.rand(3, 40, 1, generator=g), 2.0 * torch.rand(3, 30, 1, generator=g)
+    a, b = torch.rand(3, 40, generator=g), torch.rand(3, 30, generator=g)
+    circle, strip = ox.Torus(2.0), ox.Torus((2.0, 5.0))
+    mu, nu = (ox.Particles(p, w / w.sum(-1, keepdim=True), domain=circle) for p, w in ((x, a), (y, b)))
+    flat = [ox.Particles(torch.cat([m.x, 0 * m.x], -1), m.w, domain=strip) for m in (mu, nu)]
+    torch.testing.assert_close(w2_squared(mu, nu), w2_squared(*flat), rtol=1e-9, atol=1e-12)
+    line = [ox.Particles(m.x, m.w) for m in (mu, nu)]
+    assert (w2_squared(mu, nu) < w2_squared(*line) - 1e-3).any()
+
+
+def test_spaces_differ():
+    x = torch.rand(5, 1, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="different spaces: of periods"):
+        w2_squared(ox.Particles(x, domain=ox.Torus(1.0)), ox.Particles(x))
+    with pytest.raises(ValueError, match="different spaces"):
+        w2_squared(ox.Particles(x, domain=ox.Torus(1.0)), ox.Gaussian([0.0], [[1.0]]))
