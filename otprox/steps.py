@@ -16,7 +16,7 @@ from .measures import Gaussian, Measure
 from .measures.covariance import exponential, factor_inverse, trace
 from .metrics import Metric, Wasserstein
 from .solvers import Out, Solver, choose
-from .solvers.base import require
+from .solvers.base import Drawing, require
 
 M = TypeVar("M", bound=Measure)
 
@@ -88,7 +88,7 @@ class Backward(Step):
         return Out(finite(out.mu, f"Backward({F}) by {type(solver).__name__} at t = {t1:g}"), out.stats)
 
     def generators(self) -> tuple[torch.Generator, ...]:
-        return self.metric.generators()
+        return generators_of(self.metric, *([self.solver] if isinstance(self.solver, Drawing) else []))
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,6 +309,6 @@ def _links(step: Step) -> tuple[Step, ...]:
     return step.steps if isinstance(step, Chain) else (step,)
 
 
-def generators_of(*parts: Step | Functional | Metric) -> tuple[torch.Generator, ...]:
+def generators_of(*parts: Step | Functional | Metric | Drawing) -> tuple[torch.Generator, ...]:
     """The generators of all parts, each once."""
     return tuple({id(g): g for part in parts for g in part.generators()}.values())

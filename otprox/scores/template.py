@@ -31,10 +31,9 @@ class Template:
         parts = parameters.split([shape.numel() for shape in shapes.values()])
         tensors = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         out = functional_call(self.module, tensors | self._buffers(), (z,))
-        if out.shape != z.shape:
-            raise ValueError(
-                f"the network must map points (n, d) to vectors (n, d): {tuple(z.shape)} gave {tuple(out.shape)}"
-            )
+        if not isinstance(out, Tensor) or out.shape != z.shape:
+            given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"the network must map points (n, d) to vectors (n, d): {tuple(z.shape)} gave {given}")
         return out
 
     def each(self, parameters: Tensor, z: Tensor) -> Tensor:

@@ -64,6 +64,15 @@ class Solver(Protocol):
         ...
 
 
+@runtime_checkable
+class Drawing(Protocol):
+    """A solver that draws random numbers."""
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """The random generators that it draws from, for checkpoints."""
+        ...
+
+
 def exact(mu: Measure, objective: Tensor, distance2: Tensor, map: Callable[[Tensor], Tensor] | None = None) -> Stats:
     """Stats of a closed form: converged, no iterations, no residual."""
     batch, anchor = mu.batch, mu.anchor

@@ -70,6 +70,9 @@ class NetworkFlow:
             return f"one network is for one measure, not for a batch of shape {tuple(mu.batch)}"
         return collision_curve.supports(F, metric, mu)
 
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return (self.generator,)
+
     def __call__(self, F: Functional, metric: Metric, mu: Measure, tau: float, last: Any = None) -> Out:
         require(self, F, metric, mu)
         check_tau(tau, F)

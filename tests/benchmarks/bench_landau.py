@@ -1,6 +1,6 @@
 """The Landau equation by particles against the solutions of Bobylev, Krook and Wu (BKW): errors, conservation, seconds.
 
-python tests/benchmarks/bench_landau.py [--device cpu] [--cells 40 80 120] [--space 28]
+python tests/benchmarks/bench_landau.py [--device cpu] [--cells 40 80 120] [--space 24]
 
 One core unless OMP_NUM_THREADS says otherwise. Errors are relative, in L2 over 160 × 160 points of [-4, 4]², against f
 and against f∗φ, since blobs stand for the latter; the floor is what blobs of the exact start are off f. Velocities are

@@ -241,10 +241,11 @@ class Broken(torch.nn.Module):
     ("module", "message"),
     [
         (torch.nn.Linear(2, 3), r"map points \(n, d\) to vectors \(n, d\): \(\d+, 2\) gave \(\d+, 3\)"),
+        (torch.nn.LSTM(2, 2), "gave tuple"),
         (torch.nn.Tanh(), "no parameters to train: Tanh"),
         (Broken(), "the loss is nan before training"),
     ],
-    ids=["shape", "empty", "nan"],
+    ids=["shape", "tuple", "empty", "nan"],
 )
 def test_networks_that_cannot_be_scores_are_refused(module: torch.nn.Module, message: str):
     with pytest.raises(ValueError, match=message):

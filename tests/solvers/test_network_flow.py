@@ -81,6 +81,18 @@ def test_the_module_is_not_changed_and_a_generator_repeats_a_step():
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
 
 
+def test_a_checkpoint_holds_the_generator(tmp_path):
+    def path(end: int) -> ox.Path:
+        step = ox.Backward(ox.Entropy(), ox.Landau(0.0, STRENGTH), NetworkFlow(perceptron(), rng(), batch=32, max_iter=20))
+        return ox.flow(step, ring(200), range(end + 1))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        ox.record(path(1), checkpoint=tmp_path / "run")
+        resumed = ox.record(path(3), checkpoint=tmp_path / "run").final
+        assert torch.equal(resumed.x, ox.record(path(3)).final.x)
+
+
 def test_divergence_stops_keeps_the_best_state_and_says_so():
     mu = ox.Gaussian(torch.zeros(2), torch.diag(torch.tensor([1.6, 0.4]))).to_particles(300, rng())
     solver = NetworkFlow(perceptron(), rng(), lr=1e3, inner_steps=2)
