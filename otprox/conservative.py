@@ -16,7 +16,7 @@ from .measures import Measure, Particles, Velocity
 from .measures.base import StepTooLarge
 from .metrics import Metric, Wasserstein
 from .solvers import Out, Stats
-from .solvers.base import OnFailure, report, warm_start
+from .solvers.base import OnFailure, report, rewinding, warm_start
 from .solvers.fixed_point import FixedPoint, differentiable, fixed_point, norm
 from .steps import Step, check_nouns, finite, generators_of, step_size, unconstrained
 
@@ -186,18 +186,6 @@ def trained(F: Functional, mu: Particles, last: Any) -> tuple[Functional, Any]:
     """F with its score trained at μ, and the stats of the training; F itself where nothing is trained."""
     fitted, stats = F.fitted(mu, last)
     return (F, None) if stats is None else (fitted, stats)
-
-
-def rewinding(generators: tuple[torch.Generator, ...]) -> Map:
-    """The identity, but generators go back to where they are now: random batches are the same all through a step."""
-    states = [generator.get_state() for generator in generators]
-
-    def rewind(v: Tensor) -> Tensor:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        return v
-
-    return rewind
 
 
 def _stats(found: FixedPoint, mu: Particles) -> Stats:

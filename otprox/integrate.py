@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .conservative import rewinding, trained, velocity_of
+from .conservative import trained, velocity_of
 from .functionals import Functional
 from .measures import Measure, Particles
 from .metrics import Metric, Wasserstein
 from .solvers import ConvergenceError, Out, Stats
+from .solvers.base import rewinding
 from .solvers.fixed_point import norm
 from .steps import Step, check_nouns, finite, generators_of, step_size, unconstrained
 

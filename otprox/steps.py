@@ -88,7 +88,7 @@ class Backward(Step):
         return Out(finite(out.mu, f"Backward({F}) by {type(solver).__name__} at t = {t1:g}"), out.stats)
 
     def generators(self) -> tuple[torch.Generator, ...]:
-        return generators_of(self.metric, *([self.solver] if isinstance(self.solver, Drawing) else []))
+        return generators_of(self.F, self.metric, *([self.solver] if isinstance(self.solver, Drawing) else []))
 
 
 @dataclass(frozen=True, eq=False)

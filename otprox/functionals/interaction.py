@@ -72,6 +72,9 @@ class Interaction(Functional):
         """E W, E ∇W and E ∇²W of the difference, where they are known."""
         return smoothed_moments(self.W, torch.zeros_like(mu.mean), 2 * dense(mu.cov))  # type: ignore[arg-type]
 
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return self.W.generators() if isinstance(self.W, Kernel) else ()
+
     def diffusivity(self, mu: Measure) -> Tensor:
         return mu.anchor.new_zeros(())
 

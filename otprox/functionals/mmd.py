@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from .. import pairwise
@@ -94,6 +95,9 @@ class KernelEnergy(Functional):
     def gradient(self, mu: Measure, x: Tensor | None = None) -> Tensor:
         y = mu.points
         return pairwise.gradient_sum(self.kernel, y if x is None else x, y, mu.weights, domain=domain_of(mu))
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return self.kernel.generators()
 
     def diffusivity(self, mu: Measure) -> Tensor:
         return mu.anchor.new_zeros(())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsFloat
 
+import torch
 from torch import Tensor
 
 from ..domains import Domain
@@ -31,6 +32,10 @@ class Kernel(ABC):
     def terms(self) -> tuple[tuple[float, Kernel], ...]:
         """(c_i, k_i) with k = Σ c_i k_i: those of a combination, or the kernel alone."""
         return ((1.0, self),)
+
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """The random generators that its sums draw from."""
+        return tuple(g for _, k in self.terms if k is not self for g in k.generators())
 
     def indefinite(self, neutral: bool = False) -> str | None:
         """Why ∬ k dσdσ < 0 for some charge σ, of total 0 when `neutral`; None where that is not known."""

@@ -35,6 +35,9 @@ class RandomBatch(Stationary):
         if not isinstance(self.generator, torch.Generator):
             raise ValueError("RandomBatch draws its batches: it needs an explicit generator=torch.Generator()")
 
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return (self.generator,)
+
     def profile(self, z: Tensor) -> Tensor:
         return self.W(z)
 

@@ -61,6 +61,9 @@ class Stein(Metric):
             field, faces=lambda: self._on_faces(F, mu)[1], diffusivity=lambda: smoothing_rate(self.kernel, mu)
         )
 
+    def generators(self) -> tuple[torch.Generator, ...]:
+        return self.kernel.generators()
+
     def dissipation(self, F: Functional, mu: Measure) -> Tensor:
         """∬ ⟨∇φ(x), k(x, y)∇φ(y)⟩ dμ(x) dμ(y); for F = KL(·|π) the squared kernel Stein discrepancy.
 

@@ -140,3 +140,15 @@ def slowest(metric: Metric) -> float:
     if not isinstance(metric, Wasserstein) or metric.Q is None:
         return 1.0
     return 1 / eigenvalues(metric.Q).max().item()
+
+
+def rewinding(generators: tuple[torch.Generator, ...]) -> Callable[[Tensor], Tensor]:
+    """The identity, but generators go back to where they are now: random batches are the same all through a step."""
+    states = [generator.get_state() for generator in generators]
+
+    def rewind(v: Tensor) -> Tensor:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        return v
+
+    return rewind

@@ -15,7 +15,7 @@ from ..functionals.constraint import constraint_in
 from ..measures import Measure, Particles, Quantiles, Spectral
 from ..measures.covariance import solve_rows
 from ..metrics import Entropic, Metric, Moving, Wasserstein
-from .base import OnFailure, Out, Stats, check_tau, report, require, slowest, warm_start
+from .base import OnFailure, Out, Stats, check_tau, report, require, rewinding, slowest, warm_start
 from .lbfgs import Bounds, Minimum, Objective, minimise
 
 Nodal = Particles | Quantiles
@@ -35,7 +35,8 @@ class Descent:
     W2: `residual` is the root mean square over μ of Lᵀ(∇δF(X) + Q⁻¹(X − x)/tau) (other metrics: of K_μ(∇δF + u)). An
     item has converged when it is below `tol` times its value at X = x, or when it moves the points by less than their
     rounding. `tol` is 1e-8 unless given (1e-4 in float32). In a Box the step is constrained to it. A particle of weight
-    0 stays. A carried log-density is dropped. Results are constants to autograd.
+    0 stays. Random batches are the same all through a step. A carried log-density is dropped. Results are constants to
+    autograd.
     """
 
     tol: float | None = None
@@ -70,7 +71,11 @@ class Descent:
         mu = cast(Nodal, mu)
         check_tau(tau, F, slowest(metric))
         chart = _wasserstein(metric, mu) if isinstance(metric, Wasserstein) else _frozen(metric, mu, tau)
-        f = _objective(F, mu, chart, tau)
+        objective, rewind = _objective(F, mu, chart, tau), rewinding((*F.generators(), *metric.generators()))
+
+        def f(y: Tensor) -> tuple[Tensor, Tensor]:
+            return objective(rewind(y))
+
         origin = mu.points.new_zeros(mu.batch.numel(), mu.points.shape[-2] * mu.dim)
         force = f(origin)[1].norm(dim=-1)
         noise = 100 * torch.finfo(origin.dtype).eps * _size(F, mu)
@@ -87,7 +92,7 @@ class Descent:
             bounds=_walls(metric, mu),
         )
         with torch.no_grad():
-            x, distance2 = chart(best.x.reshape(mu.points.shape))
+            x, distance2 = chart(rewind(best.x).reshape(mu.points.shape))
         stats = _stats(best, distance2, mu.batch, tau)
         advice = "raise max_iter or tol, take smaller steps, or check that F is differentiable and bounded below"
         return Out(_moved(mu, x), report(stats, self, advice, self.on_failure))

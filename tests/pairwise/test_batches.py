@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import otprox as ox
 from otprox import Forward, Interaction, Particles, Torus
 from otprox.kernels import RBF, Cosine, Energy, Median, RandomBatch
 from otprox.pairwise import Slope, convolve, divergence_sum, gradient_sum, kernel_sum, stein_sum, trace_sum
@@ -83,6 +84,26 @@ def test_the_mean_is_kept_along_a_flow_on_a_torus():
     shift = torch.remainder(moved.x - mu.x + math.pi, 2 * math.pi) - math.pi
     torch.testing.assert_close(shift.mean(), torch.zeros(()), rtol=0, atol=1e-14)
     assert shift.abs().max() > 1e-3
+
+
+def test_steps_know_the_generators_of_kernels_so_that_runs_repeat(tmp_path):
+    k = 2.0 * batches(RBF(0.7), 3) - RBF(2.0)
+    mu, (generator,) = Particles(cloud()[0]), k.generators()
+    target = ox.Gaussian([0.0, 0.0], torch.eye(2))
+    for step in (
+        Forward(Interaction(k)),
+        Forward(ox.MMD(k, Particles(cloud()[0] + 1))),
+        Forward(ox.KL(target), ox.Stein(k)),
+    ):
+        assert step.generators() == (generator,)
+    step = Forward(Interaction(k))
+    path = ox.flow(step, mu, [0.0, 0.1, 0.2])
+    want = ox.record(path).final.x
+    assert torch.equal(ox.record(path).final.x, want)
+    generator.manual_seed(1)
+    ox.record(ox.flow(step, mu, [0.0, 0.1]), checkpoint=tmp_path / "run")
+    generator.manual_seed(7)
+    assert torch.equal(ox.record(ox.flow(step, mu, [0.0, 0.1, 0.2]), checkpoint=tmp_path / "run").final.x, want)
 
 
 def test_a_rule_for_the_width_is_fitted_to_all_particles():

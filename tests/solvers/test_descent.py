@@ -225,6 +225,17 @@ def test_another_metric_takes_the_frozen_metric_step(tau: float):
     torch.testing.assert_close(out.stats.distance2, tau**2 * (mu.w[:, None] * u * (K @ u)).sum(), rtol=1e-7, atol=0)
 
 
+def test_random_batches_are_the_same_all_through_a_step():
+    generator = torch.Generator().manual_seed(1)
+    mu = Particles(torch.randn(30, 2, generator=torch.Generator().manual_seed(0)))
+    F = ox.Blob(0.5) + Interaction(ox.kernels.RandomBatch(ox.kernels.RBF(1.0), 7, generator=generator))
+    step = ox.Backward(F, ox.Landau(-1.0, batch=8, generator=generator), Descent())
+    assert step.generators() == (generator,)
+    first, second = step(mu, 0.0, 0.1), step(mu, 0.0, 0.1)
+    assert first.stats.converged and second.stats.converged
+    assert (first.mu.x - second.mu.x).norm() > 1e-3 * (first.mu.x - mu.x).norm()  # others at the next step
+
+
 def test_the_generic_route_with_the_onsager_operator_of_wasserstein_is_the_wasserstein_step():
     @dataclass(frozen=True)
     class Flat(Metric):

@@ -83,8 +83,8 @@ def test_the_module_is_not_changed_and_a_generator_repeats_a_step():
 
 def test_a_checkpoint_holds_the_generator(tmp_path):
     def path(end: int) -> ox.Path:
-        step = ox.Backward(ox.Entropy(), ox.Landau(0.0, STRENGTH), NetworkFlow(perceptron(), rng(), batch=32, max_iter=20))
-        return ox.flow(step, ring(200), range(end + 1))
+        solver = NetworkFlow(perceptron(), rng(), batch=32, max_iter=20)
+        return ox.flow(ox.Backward(ox.Entropy(), ox.Landau(0.0, STRENGTH), solver), ring(200), range(end + 1))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
