@@ -35,6 +35,10 @@ class Metric(ABC):
         """The metric that a step over [t0, t1] uses: itself, unless it moves."""
         return self
 
+    def declines(self, mu: Measure) -> str | None:
+        """None, or why the metric does not act on the points of μ, in words."""
+        return None
+
     def generators(self) -> tuple[torch.Generator, ...]:
         """The random generators that the metric draws from."""
         return ()

@@ -84,6 +84,13 @@ class Landau(Metric):
             return Landau(self.gamma, self.strength).dissipation(F, mu)
         return super().dissipation(F, mu)
 
+    def declines(self, mu: Measure) -> str | None:
+        try:
+            self._points(mu)
+        except (TypeError, ValueError) as reason:
+            return str(reason)
+        return None
+
     def generators(self) -> tuple[torch.Generator, ...]:
         return () if self.generator is None else (self.generator,)
 

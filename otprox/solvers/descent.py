@@ -53,6 +53,9 @@ class Descent:
             return "a Moving metric acts over an interval: use .over(t0, t1)"
         if isinstance(mu, Particles) and isinstance(mu.domain, Box) and not _separable(metric):
             return "particles in a Box need Wasserstein with a diagonal Q, so that walls bound coordinates one by one"
+        reason = metric.declines(mu)
+        if reason is not None:
+            return reason
         constraint = constraint_in(F)
         if constraint is not None:
             return f"{type(constraint).__name__} is a constraint, which a descent does not see"

@@ -8,6 +8,7 @@ import torch
 from otprox import Entropic, Gaussian, Grid, Particles, Wasserstein
 from otprox.functionals import Blob, Entropy, Interaction, Potential
 from otprox.kernels import RBF
+from otprox.metrics import Landau
 from otprox.solvers import Kantorovich, choose, explain
 from otprox.solvers.advice import suggestions
 from otprox.solvers.choose import ORDER
@@ -99,3 +100,10 @@ def test_a_choice_is_explained_in_order():
     assert isinstance(choose(Entropy(), W2, CELLS), Kantorovich)
     lines = explain(Entropy(), W2, CELLS).split("\n")
     assert [line.split(":")[0].strip() for line in lines[1:]] == [type(solver).__name__ for solver in ORDER]
+
+
+def test_no_metric_is_suggested_where_it_does_not_act():
+    line = Particles(torch.linspace(-1.0, 1.0, 9)[:, None])
+    with pytest.raises(TypeError, match=r"Descent: Landau needs d ≥ 2 and gamma ≥ −d; got d = 1") as refused:
+        choose(Blob(0.5), Landau(0.0), line)
+    assert "Quantiles.of(mu, n), by" not in str(refused.value)
