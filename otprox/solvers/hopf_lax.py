@@ -272,16 +272,23 @@ class Response:
 
 
 def tilt(masses: Tensor, axis: Axis) -> Tensor:
-    """Limited increment of the density over each cell, relative to its mean: at most 2 in size, 0 next to empty cells.
+    """Limited increment of the density over each cell, relative to its mean: at most 2 in size, 0 in empty cells.
 
-    Where the support ends inside a cell a slope would be that of its edge, and ν would respond to φ by a square root.
+    In the plane and in space 0 next to them too: there the edge of the support cuts cells aslant, so that what a cell
+    holds says where the edge is and not how the density falls; ν would respond to φ by a square root.
     """
     slopes = torch.where(masses > 0, axis.limited(masses) / masses, 0).nan_to_num(0).clamp(-2, 2)
-    full = (masses > 0).movedim(axis.dim, -1)
-    below, above = full.roll(1, -1), full.roll(-1, -1)
+    on_a_line = masses.dim() == 2  # items and one axis
+    return slopes if on_a_line else torch.where(_inside(masses > 0, axis), slopes, 0)
+
+
+def _inside(full: Tensor, axis: Axis) -> Tensor:
+    """Cells whose neighbours along the axis are full."""
+    along = full.movedim(axis.dim, -1)
+    below, above = along.roll(1, -1), along.roll(-1, -1)
     if not axis.periodic:
         below[..., 0], above[..., -1] = True, True
-    return torch.where((below & above).movedim(-1, axis.dim), slopes, 0)
+    return (below & above).movedim(-1, axis.dim)
 
 
 def _along(operation: Callable[[Tensor], Tensor], f: Tensor, axis: Axis) -> Tensor:

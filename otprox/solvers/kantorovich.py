@@ -29,8 +29,9 @@ PAST = 1.5  # the L1 distance, at most 2, from which a density and a push-forwar
 PATIENCE = 8  # steps after which breaks are called back from empty cells in any case
 SOLVE = 150  # iterations of each elliptic equation at most
 GIVE = 0.01  # cells by which the softness of a ceiling may misplace mass
-REACH, NEAR = 7.0, 1e-3  # the most by which the price of an empty cell may fall in one step, and the least such bound
+REACH, SLOWEST = 7.0, 1e-3  # the most by which the price of an empty cell may fall in one step; the least such bound
 OFF = 0.5  # of the larger of ν and ρ: a greater difference is balanced cell by cell
+ASTRAY = 2e-4  # the L1 residual from which cells are balanced so
 TRIALS, NUDGE = 10, 0.01  # of such a balance, and the part of a cell by which its first trial moves a break
 SETTLED = 1e-3  # the L1 residual at which the profiles inside cells are fixed
 LATEST = 12  # the step after which they are fixed in any case: on sharp edges, carrying them may never settle
@@ -151,10 +152,11 @@ class Kantorovich:
             step = dual.newton(point, front, reach, bold)
             point, length, gain = dual.search(point, torch.where(_wide(done, step), 0, step))
             point, cut = dual.lowered(point), length < 0.5
-            if bool(cut.any()):
-                point = dual.balanced(point, cut)
+            lost = cut & (point.mismatch > ASTRAY)
+            if bool(lost.any()):
+                point = dual.balanced(point, lost)
             front = _eased(front, length, gain)
-            reach = torch.where(cut, reach / 4, 2 * reach).clamp(NEAR, REACH)
+            reach = torch.where(cut, reach / 4, 2 * reach).clamp(SLOWEST, REACH)
         return Found(point, settled & dual.agrees(point, tol), iterations)
 
 
