@@ -116,7 +116,8 @@ class Entropy(Internal):
     Particles have no density of their own. With `score`, explicit steps see it on Particles through an estimate of
     ∇log ρ: an estimator of `otprox.scores`, such as `scores.Network`, or a function of points where the score is known
     (of time too: `Varying(lambda t: Entropy(score=…))`). A step fits the estimator once; observers fit it anew each
-    time. The value needs a `log_density`, which such steps carry along. Measures with a density ignore `score`.
+    time. The value needs a `log_density`, which such steps carry along. Implicit steps use the value, and so the
+    log-density and not `score`; measures with a density ignore it.
 
     >>> import torch, otprox as ox
     >>> heat = ox.Forward(ox.Entropy(score=ox.scores.GaussianFit()))

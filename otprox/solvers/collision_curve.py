@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..domains import Euclidean
 from ..functionals import Functional
 from ..functionals.constraint import constraint_in
 from ..measures import Measure, Particles
@@ -64,11 +63,9 @@ def supports(F: Functional, metric: Metric, mu: Measure) -> str | None:
     if not isinstance(metric, Landau):
         return f"its curves are those of collisions, in the metric Landau(gamma), not {type(metric).__name__}"
     if not isinstance(mu, Particles):
-        return f"it moves Particles, not a {type(mu).__name__}; see to_particles"
-    if not isinstance(mu.domain, Euclidean):
-        return f"collisions are on R^d, not on a {type(mu.domain).__name__}"
-    if mu.dim < 2 or metric.gamma < -mu.dim:
-        return f"Landau needs d ≥ 2 and gamma ≥ −d, not d = {mu.dim} and gamma = {metric.gamma}"
+        return f"it moves Particles with a log_density, not a {type(mu).__name__}; see to_particles"
+    if reason := metric.declines(mu):
+        return reason
     constraint = constraint_in(F)
     if constraint is not None:
         return f"{type(constraint).__name__} is a constraint, which a descent does not see"

@@ -17,12 +17,11 @@ from .base import OnFailure, Out, Stats, check_tau, report, require, warm_start
 from .collision_curve import Collided, Covector, Drive, collide, driven
 from .feature_basis import Basis, Custom, Hermite
 from .features import Frame
-from .fitting import Objective, differentiated, shortened, some, split, whitening
+from .fitting import Objective, differentiated, reservation, shortened, some, split, whitening
 from .lbfgs import Minimum, minimise
 
 ROUND = 8  # iterations between Hessians
 LEAST = 1e-4  # the weight of a fold, in units of 1/n, where a particle has less
-NOT_LOWER = "the fitted u does not lower the objective on particles held out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +41,11 @@ class CollisionFlow:
     of the Hessian and from the previous u.
 
     A share `held_out` of the particles, drawn by a fixed seed, takes no part: u is tried on them as on a sample of its
-    own, shortened until it lowers the objective there too, and refused (converged is False, μ returned) if it never
-    does. Unless given it is 0.2, and 0 for particles of unequal weights, which are taken for the nodes of a quadrature:
-    a part of them is none. `residual` is the norm of the gradient relative to that at u = 0; `warm["held_out"]` is the
-    decrease on the particles held out.
+    own, shortened until it lowers the objective there too, and refused (μ returned) if it never does. In both cases it
+    is no minimiser: converged is False, and `message` says by how much it was shortened. Unless given the share is 0.2,
+    and 0 for particles of unequal weights, which are taken for the nodes of a quadrature: a part of them is none.
+    `residual` is the norm of the gradient relative to that at u = 0, and 0 where the latter is rounding;
+    `warm["held_out"]` is the decrease on the particles held out.
     """
 
     basis: Basis | Callable[[Tensor], Tensor] = field(default_factory=lambda: Hermite(4))
@@ -84,19 +84,22 @@ class CollisionFlow:
             if share := self._share(mu):
                 fitted, held = (problem(some(mu, index)) for index in split(mu, share))
             best = self._fit(fitted, last)
-            c, accepted = shortened(never_above(held.objective, whole.objective, whole.zero()), best.x)
+            c, theta = shortened(never_above(held.objective, whole.objective, whole.zero()), best.x)
             gain = held.objective(torch.zeros_like(c)) - held.objective(c)
             curve = whole.curve(c)
         stats = Stats(
-            converged=(best.converged & accepted).reshape(mu.batch),
+            converged=(best.converged & (theta == 1)).reshape(mu.batch),
             iterations=best.iterations.reshape(mu.batch),
             residual=best.residual.reshape(mu.batch),
             objective=F(curve.end) + curve.distance2 / (2 * tau),
             distance2=curve.distance2,
-            message="" if accepted.all() else NOT_LOWER,
+            message=reservation(theta, "u"),
             warm={"coefficients": c, "held_out": gain.reshape(mu.batch)},
         )
-        advice = "give more particles or fewer features, smaller steps or more inner_steps, or raise max_iter"
+        advice = (
+            "give more particles, fewer features (basis=Hermite(2)), or held_out=0; or smaller steps, more "
+            "inner_steps, or raise max_iter"
+        )
         return Out(curve.end, report(stats, self, advice, self.on_failure))
 
     def _share(self, mu: Particles) -> float:
@@ -121,7 +124,8 @@ class CollisionFlow:
             c, iterations = best.x, iterations + best.iterations
             if best.converged.all():
                 break
-        return replace(best, residual=best.residual / size, iterations=iterations)
+        residual = torch.where(size > noise, best.residual / size, 0.0)
+        return replace(best, residual=residual, iterations=iterations)
 
     @staticmethod
     def _round(problem: Problem, c: Tensor, tol: Tensor, noise: Tensor, max_iter: int) -> Minimum:
@@ -207,7 +211,7 @@ class Problem:
         """S with c = Sy in which the Hessian at c is near the identity, (items, pieces·K, pieces·K).
 
         The action sees each piece, the energy mostly their sum: the two are apart in a basis of R^pieces that begins
-        with (1, …, 1)/√pieces. Exact at c = 0 for one piece and internal energies.
+        with (1, …, 1)/√pieces. Exact at c = 0 for one piece and the entropy.
         """
         parts, floor = c.reshape(*self.mu.batch, self.pieces, -1), torch.finfo(c.dtype).eps ** 0.5
         action, n = self.tau / self.pieces * self.gram, self.pieces
@@ -219,7 +223,7 @@ class Problem:
         return torch.einsum("pq,iqkl->ipkql", Q, blocks).flatten(-2).flatten(1, 2)
 
     def _bend(self, c: Tensor) -> Tensor:
-        """The Hessian of the internal energies, and of the dilation, in one piece at coefficients c: (*batch, K, K)."""
+        """The Hessian of the energies, as if of the entropy, and of the dilation in one piece at c: (*batch, K, K)."""
         mu, delta, d = self.mu, self.tau / self.pieces, self.mu.dim
         entropy = sum(c for c, f in self.F.terms if isinstance(f, Internal))
         jacobian = torch.einsum("...k,...nkab->...nab", delta * c, self.DV)

@@ -18,7 +18,7 @@ from ..measures.covariance import dense
 from ..metrics import Metric, Wasserstein
 from .base import OnFailure, Out, Stats, check_tau, report, require, slowest
 from .feature_basis import Basis, Custom, Hermite
-from .fitting import Objective, carries_entropy, differentiated, shortened, some, split, whitening
+from .fitting import Objective, carries_entropy, differentiated, reservation, shortened, some, split, whitening
 from .lbfgs import Minimum, minimise
 
 
@@ -35,9 +35,9 @@ class Features:
     basis: `Hermite(degree)`, `Cosines(count)`, or a callable ψ: (…, d) -> (…, K) differentiated by `torch.func`; it
     sees coordinates of zero mean and unit variance along each axis of L⁻¹x, Q = LLᵀ. A share `held_out` of the
     particles, drawn by a fixed seed, takes no part in the fit: the map is shortened until it lowers the objective on
-    them too, and refused (converged is False, μ returned) when it does not; 0 turns this off. Used when asked for by
-    solver= only, as the choice of features is an approximation. `residual` is the norm of the gradient relative to that
-    at c = 0.
+    them too, and refused (μ returned) when it does not; converged is False in both cases; 0 turns this off. Used when
+    asked for by solver= only, as the choice of features is an approximation. `residual` is the norm of the gradient
+    relative to that at c = 0, and 0 where the latter is rounding.
     """
 
     basis: Basis | Callable[[Tensor], Tensor] = field(default_factory=lambda: Hermite(2))
@@ -73,12 +73,12 @@ class Features:
         problem = Problem(F, frame, self._basis(), tau)
         with torch.no_grad():
             best, c = self._fit(problem, fitted)
-            c, accepted = shortened(problem.objective(held)[0], c)
+            c, theta = shortened(problem.objective(held)[0], c)
             c = c.reshape(*mu.batch, -1)
             nu, distance2 = problem.moved(mu, c)
-            stats = _stats(best, accepted, F(nu) + distance2 / (2 * tau), distance2)
+            stats = _stats(best, theta, F(nu) + distance2 / (2 * tau), distance2)
         stats = dataclasses.replace(stats, map=problem.map(c))
-        advice = "give more particles or fewer features, smaller steps, or raise max_iter"
+        advice = "give more particles, fewer features, or held_out=0; or smaller steps, or raise max_iter"
         return Out(nu, report(stats, self, advice, self.on_failure))
 
     def _basis(self) -> Basis:
@@ -108,7 +108,8 @@ class Features:
             noise=noise,
             max_iter=self.max_iter,
         )
-        best = dataclasses.replace(best, residual=best.residual / size.clamp_min(torch.finfo(zero.dtype).tiny))
+        residual = torch.where(size > noise, best.residual / size, 0.0)
+        best = dataclasses.replace(best, residual=residual)
         return best, (coordinates @ best.x[..., None])[..., 0]
 
 
@@ -199,13 +200,13 @@ def _coordinates(J: Objective, zero: Tensor) -> Tensor:
     return whitening(H)
 
 
-def _stats(best: Minimum, accepted: Tensor, objective: Tensor, distance2: Tensor) -> Stats:
+def _stats(best: Minimum, theta: Tensor, objective: Tensor, distance2: Tensor) -> Stats:
     shape = distance2.shape
     return Stats(
-        converged=(best.converged & accepted).reshape(shape),
+        converged=(best.converged & (theta == 1)).reshape(shape),
         iterations=best.iterations.reshape(shape),
         residual=best.residual.reshape(shape),
         objective=objective,
         distance2=distance2,
-        message="" if accepted.all() else "the fitted map does not lower the objective on particles that were held out",
+        message=reservation(theta, "map"),
     )

@@ -55,7 +55,7 @@ def some(mu: Particles, index: Tensor) -> Particles:
 
 
 def shortened(J: Objective, c: Tensor) -> tuple[Tensor, Tensor]:
-    """c·θ with θ = 1, ½, ¼, … the first that lowers J on the particles held out, else 0; and where one did."""
+    """c·θ and θ (items,) = 1, ½, ¼, … the first that lowers J on the particles held out, else 0."""
     before = J(torch.zeros_like(c))
     slack = 100 * torch.finfo(c.dtype).eps * (1 + before.abs())
     theta, accepted = torch.ones_like(before), torch.zeros_like(before, dtype=torch.bool)
@@ -64,7 +64,18 @@ def shortened(J: Objective, c: Tensor) -> tuple[Tensor, Tensor]:
         if accepted.all():
             break
         theta = torch.where(accepted, theta, theta / 2)
-    return torch.where(accepted, theta, 0.0)[:, None] * c, accepted
+    theta = torch.where(accepted, theta, 0.0)
+    return theta[:, None] * c, theta
+
+
+def reservation(theta: Tensor, what: str) -> str:
+    """Why the least of the lengths θ is not 1, in words: what is shortened is no minimiser; nothing where all are 1."""
+    least = theta.min().item()
+    if least == 1:
+        return ""
+    if least == 0:
+        return f"the fitted {what} does not lower the objective on particles held out"
+    return f"{what} was shortened to {least:g} of the fitted one, as more raises the objective on particles held out"
 
 
 def whitening(H: Tensor, floor: float | None = None) -> Tensor:

@@ -16,10 +16,10 @@ from ..metrics import Landau, Metric, Wasserstein
 from . import collision_curve
 from .base import ConvergenceWarning, OnFailure, Out, Stats, check_tau, report, require, warm_start
 from .collision_curve import Collided, Covector, collide, driven
-from .collision_flow import NOT_LOWER, CollisionFlow, gradient, never_above
+from .collision_flow import CollisionFlow, gradient, never_above
 from .feature_basis import Hermite
 from .features import Frame
-from .fitting import shortened, some, split
+from .fitting import reservation, shortened, some, split
 
 Parameters = dict[str, Tensor]
 CHECK = 20  # iterations between looks at the particles held out
@@ -85,16 +85,16 @@ class NetworkFlow:
         with torch.no_grad():
             one = mu.x.new_ones(1, 1)
             J, whole = (lambda c, m=m: model.objective(m, trained.best, c) for m in (held, mu))
-            length, accepted = shortened(never_above(J, whole, 0 * one), one)
+            length, theta = shortened(never_above(J, whole, 0 * one), one)
             curve, gain = model.curve(mu, trained.best, length), J(0 * one) - J(length)
         network = {f"network.{name}": p.detach() for name, p in (trained.best or start).items()}
         stats = Stats(
-            converged=(accepted & trained.converged).reshape(()),
+            converged=(trained.converged & (theta == 1)).reshape(()),
             iterations=torch.tensor(trained.iterations, device=mu.x.device),
             residual=mu.x.new_tensor(trained.residual),
             objective=F(curve.end) + curve.distance2 / (2 * tau),
             distance2=curve.distance2,
-            message=trained.message if accepted.all() else NOT_LOWER,
+            message=reservation(theta, "u") or trained.message,
             warm=quadratic.warm | network | {"held_out": gain.reshape(())},
         )
         advice = "give more particles, another module, a smaller lr, or raise max_iter"

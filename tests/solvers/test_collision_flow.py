@@ -244,6 +244,31 @@ def test_a_map_that_fits_noise_is_refused():
         ox.Backward(ox.Entropy(), ox.Landau(0.0), CollisionFlow(Cosines(40, 0.3)))(mu, 0.0, 0.5)
 
 
+def test_a_shortened_step_is_not_called_converged():
+    """Too many features for the cloud: what is left of the fit is no minimiser, far from that of fewer features."""
+    mu, metric = gaussian(1000, 1.6, 0.4), ox.Landau(0.0)
+    with pytest.warns(ConvergenceWarning, match=r"shortened to 0\.\d+ of the fitted .*Hermite\(2\)\), or held_out=0"):
+        out = ox.Backward(ox.Entropy(), metric)(mu, 0.0, 0.5)
+    fewer, all_fitted = (
+        ox.Backward(ox.Entropy(), metric, solver)(mu, 0.0, 0.5)
+        for solver in (CollisionFlow(Hermite(2)), CollisionFlow(held_out=0.0))
+    )
+    assert not out.stats.converged and "shortened" in out.stats.message
+    for whole in (fewer, all_fitted):
+        assert whole.stats.converged and not whole.stats.message
+        assert whole.stats.objective < out.stats.objective
+
+
+def test_nothing_to_gain_leaves_no_residual():
+    """V = |x|² is a multiple of the energy, which collisions keep."""
+    mu = gaussian(200, 1.6, 0.4)
+    out = ox.Backward(ox.Potential(lambda x: x.square().sum(-1)), ox.Landau(0.0), CollisionFlow(Hermite(2)))(
+        mu, 0.0, 0.5
+    )
+    assert out.stats.converged and out.stats.residual == 0
+    torch.testing.assert_close(out.mu.x, mu.x)
+
+
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("gamma", [0.0, -3.0])
 def test_on_cuda(gamma: float):
