@@ -11,10 +11,12 @@ def divergence(s: Tensor, x: Tensor, probes: Tensor | None = None) -> Tensor:
 
     Without bias for probes with E eeᵀ = I (Hutchinson 1989).
     """
+    if not s.requires_grad:  # a constant
+        return torch.zeros_like(s[..., 0])
     directions = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)[:, None] if probes is None else probes
     total = torch.zeros_like(s[..., 0])
     for e in directions:
-        (slope,) = torch.autograd.grad((e * s).sum(), x, create_graph=True)
+        (slope,) = torch.autograd.grad((e * s).sum(), x, create_graph=True, materialize_grads=True)
         total = total + (e * slope).sum(-1)
     return total if probes is None else total / len(probes)
 

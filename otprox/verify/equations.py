@@ -19,7 +19,7 @@ LIKE = torch.zeros((), dtype=torch.float64)
 
 
 def equations() -> list[Case]:
-    return [*diffusions(), *identities(), *crowds(), *attraction()]
+    return [*diffusions(), *identities(), *crowds(), *attraction(), *attraction_jko()]
 
 
 def diffusions() -> list[Case]:
@@ -147,38 +147,39 @@ def crowds() -> list[Case]:
 
 
 def attraction() -> list[Case]:
-    """W = |x|²/2, under which a density feels the potential |x − mean|²/2."""
+    """W = |x|²/2, under which a density feels the potential |x − mean|²/2, by splitting."""
 
-    def spring(z: Tensor) -> Tensor:
-        return z.square().sum(-1) / 2
-
-    def gaussian(n: float) -> float:
-        mu, step, tau = _gaussian([0.4, -0.2], [[0.5, 0.0], [0.0, 0.8]]), schemes.aggregation_diffusion(spring), 0.004
+    def covariance(n: float) -> float:
+        mu, step, tau = _oval(), schemes.aggregation_diffusion(_spring), 0.004
         want = exact.gaussian.forward_backward(mu, Gaussian(mu.mean, torch.eye(2).to(mu.mean)), tau)
         return (step(mu.to_density(_box(5.5, 2, n)), 0.0, tau).mu.cov - want.cov).abs().max().item()
 
     def rest(n: float) -> float:
         source = exact.diffusion.barenblatt(2.0, 2)
         mu = _averages(lambda x: source.density(x, radius=source.rest()), _box(1.6 * source.rest(), 2, n))
-        step: Step = schemes.aggregation_diffusion(spring, m=2.0)
+        step: Step = schemes.aggregation_diffusion(_spring, m=2.0)
         return _l1(march(step, mu, 0.01, 0.05), mu)
 
-    def implicit(n: float) -> float:
-        mu, tau = _gaussian([0.4, -0.2], [[0.5, 0.0], [0.0, 0.8]]), 0.3
+    return [
+        Case(
+            "density: aggregation and heat, covariance",
+            "forward-backward, closed form",
+            (24, 48, 96),
+            covariance,
+            order=2.0,
+        ),
+        Case("density: aggregation and porous medium at rest, L1", "Barenblatt's profile", (48, 96), rest, within=3e-3),
+    ]
+
+
+def attraction_jko() -> list[Case]:
+    """The implicit step of entropy and interaction: closed form for W = |x|²/2, virials for a well and a logarithm."""
+
+    def covariance(n: float) -> float:
+        mu, tau = _oval(), 0.3
         want = exact.gaussian.prox_kl(mu, Gaussian(mu.mean, torch.eye(2).to(mu.mean)), tau)
-        new = schemes.aggregation_diffusion_jko(spring)(mu.to_density(_box(5.5, 2, n)), 0.0, tau).mu
+        new = schemes.aggregation_diffusion_jko(_spring)(mu.to_density(_box(5.5, 2, n)), 0.0, tau).mu
         return (new.cov - want.cov).abs().max().item()
-
-    def virial(W: Callable[[Tensor], Tensor], want: Callable[[Measure], float]) -> Callable[[float], float]:
-        """(E|x|² − E|y|² + W2²)/τ of a step y → x, less what it should be."""
-
-        def error(n: float) -> float:
-            mu, tau = _averages(_two_bumps, _box(4.0, 2, n)), 0.05
-            new, stats = schemes.aggregation_diffusion_jko(W)(mu, 0.0, tau)
-            grown = (new.weights - mu.weights) @ mu.grid.points(LIKE).square().sum(-1)
-            return abs((grown + stats.distance2).item() / tau - want(new))
-
-        return error
 
     def well(z: Tensor) -> Tensor:
         return -2 * torch.exp(-z.square().sum(-1))
@@ -186,36 +187,38 @@ def attraction() -> list[Case]:
     def pull(z: Tensor) -> Tensor:
         return 4 * z.square().sum(-1) * torch.exp(-z.square().sum(-1))  # ⟨z, ∇W(z)⟩
 
+    def logarithm(z: Tensor) -> Tensor:
+        return chi / (2 * math.pi) * z.norm(dim=-1).log()
+
     chi = 6 * math.pi
+    in_well = _virial(well, lambda new: 4 - 2 * Interaction(pull)(new).item())
+    chemotaxis = _virial(logarithm, lambda new: exact.aggregation.chemotaxis_growth(chi))
+    name = "density: aggregation and heat by JKO"
     return [
-        Case(
-            "density: aggregation and heat, covariance",
-            "forward-backward, closed form",
-            (24, 48, 96),
-            gaussian,
-            order=2.0,
-        ),
-        Case("density: aggregation and porous medium at rest, L1", "Barenblatt's profile", (48, 96), rest, within=3e-3),
-        Case("density: aggregation and heat by JKO, covariance", "closed form", (24, 48, 96), implicit, order=2.0),
-        Case(
-            "density: aggregation and heat by JKO, virial",
-            "2d − ∬⟨z, ∇W⟩",
-            (64, 128),
-            virial(well, lambda new: 4 - 2 * Interaction(pull)(new).item()),
-            order=2.0,
-            slack=0.3,
-        ),
-        Case(
-            "density: chemotaxis by JKO, virial",
-            "4 − χ/2π",
-            (48, 96),
-            virial(
-                lambda z: chi / (2 * math.pi) * z.norm(dim=-1).log(),
-                lambda new: exact.aggregation.chemotaxis_growth(chi),
-            ),
-            within=2e-2,
-        ),
+        Case(f"{name}, covariance", "closed form", (24, 48, 96), covariance, order=2.0),
+        Case(f"{name}, virial", "2d − ∬⟨z, ∇W⟩", (64, 128), in_well, order=2.0, slack=0.3),
+        Case("density: chemotaxis by JKO, virial", "4 − χ/2π", (48, 96), chemotaxis, within=2e-2),
     ]
+
+
+def _spring(z: Tensor) -> Tensor:
+    return z.square().sum(-1) / 2
+
+
+def _oval() -> Gaussian:
+    return _gaussian([0.4, -0.2], [[0.5, 0.0], [0.0, 0.8]])
+
+
+def _virial(W: Callable[[Tensor], Tensor], want: Callable[[Measure], float]) -> Callable[[float], float]:
+    """(E|x|² − E|y|² + W2²)/τ of a step y → x on n² cells, less what it should be."""
+
+    def error(n: float) -> float:
+        mu, tau = _averages(_two_bumps, _box(4.0, 2, n)), 0.05
+        new, stats = schemes.aggregation_diffusion_jko(W)(mu, 0.0, tau)
+        grown = (new.weights - mu.weights) @ mu.grid.points(LIKE).square().sum(-1)
+        return abs((grown + stats.distance2).item() / tau - want(new))
+
+    return error
 
 
 def _averages(density: Callable[[Tensor], Tensor], grid: Grid) -> Density:

@@ -299,3 +299,12 @@ def test_single_precision(device: str):
     again = network.fit(mu, known.stats)
     assert again(mu.x).dtype == torch.float32 and again(mu.x).device.type == device
     assert error(again(mu.x).cpu(), mixture_score(mu.x.cpu())) < 0.6
+
+
+def test_the_divergence_of_what_does_not_depend_on_the_points():
+    x = torch.randn(5, 2).requires_grad_()
+    assert torch.equal(divergence(torch.ones(5, 2), x), torch.zeros(5))
+    half = torch.stack([x[:, 0] ** 2, torch.ones(5)], -1)
+    torch.testing.assert_close(divergence(half, x), 2 * x[:, 0])
+    bias = torch.ones(2).requires_grad_()
+    assert torch.equal(divergence(bias.expand(5, 2), x), torch.zeros(5))
