@@ -186,7 +186,7 @@ def spectral(variance):
 @pytest.mark.parametrize("cls", solver_classes(), ids=lambda cls: cls.__name__)
 def test_solvers(cls):
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
-    solver, worked = cls(*ARGUMENTS.get(cls.__name__, ())), 0
+    solver, worked = SOLVERS.get(cls.__name__) or cls(), 0
     distance = ox.MMD(ox.kernels.Energy(), ox.Gaussian([0.0], [[1.0]]))
     for functional in (*FUNCTIONALS.values(), distance, ox.KL(spectral(0.8))):
         F = functional.at(1.0)

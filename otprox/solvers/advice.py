@@ -36,10 +36,10 @@ def suggestions(F: Functional, metric: Metric, mu: Measure, find: Find) -> list[
         found += named(f"a splitting, Forward({part}) >> Backward({rest})", rest, metric, mu)
     for words, energy in _energies(F, mu):
         found += named(words, energy, metric, mu)
-    for words, other in _metrics(metric):
-        found += named(words, F, other, mu)
     for words, measure in _measures(mu):
         found += named(words, F, metric, measure)
+    for words, other in _metrics(metric):
+        found += named(words, F, other, mu)
     if isinstance(mu, Particles) and GaussianMap().supports(F, metric, mu) is None:
         found.append("solver=GaussianMap(), which moves them by affine maps")
     return found + _noise(F, metric, mu)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from largest import Largest
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from otprox import Torus, pairwise
 from otprox.kernels import RBF, Cosine, Energy
@@ -47,19 +47,6 @@ def tile(request, monkeypatch) -> int:
     """One row a tile, a few rows a tile, one tile."""
     monkeypatch.setitem(pairwise.TILE, "cpu", request.param)
     return request.param
-
-
-class Largest(TorchDispatchMode):
-    """Records the number of entries of the largest tensor made, in forward and backward."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(t, Tensor) and t.untyped_storage().nbytes():
-                self.numel = max(self.numel, t.untyped_storage().nbytes() // t.element_size())
-        return out
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 2)])

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from largest import Largest
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from otprox import pairwise
 from otprox.pairwise import gaussian_gather, gaussian_gather_curvatures, gaussian_gather_slopes, gaussian_spread
@@ -88,19 +88,6 @@ def test_derivatives_of_every_order_are_hermite_polynomials():
     for k, hermite in enumerate((z, z**2 - 1, z**3 - 3 * z, z**4 - 6 * z**2 + 3), 1):
         (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)
         assert value.item() == pytest.approx((-1 / h) ** k * hermite * math.exp(-(z**2) / 2), rel=1e-12)
-
-
-class Largest(TorchDispatchMode):
-    """Records the number of entries of the largest tensor made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(t, Tensor) and t.untyped_storage().nbytes():
-                self.numel = max(self.numel, t.untyped_storage().nbytes() // t.element_size())
-        return out
 
 
 @pytest.mark.parametrize(("d", "nodes"), [(2, 100), (3, 20)])
