@@ -166,9 +166,10 @@ PLANE = ox.Gaussian([0.0, 0.0], torch.diag(torch.tensor([2.0, 0.5]))).to_particl
 ELSEWHERE = dict.fromkeys(
     ("CollisionFlow", "NetworkFlow"), (ox.Entropy(), ox.Landau(0.0), PLANE)
 )  # where a solver works that needs more than a line
-ARGUMENTS = {  # of solvers without a default
-    "BlockSpins": (Lattice(1),),
-    "NetworkFlow": (torch.nn.Linear(2, 2), torch.Generator()),
+SOLVERS = {  # those without a default, and one that needs another here
+    "BlockSpins": solvers.BlockSpins(Lattice(1)),
+    "Features": solvers.Features(held_out=0.0),  # of a dozen particles none can be spared
+    "NetworkFlow": solvers.NetworkFlow(torch.nn.Linear(2, 2), torch.Generator()),
 }
 
 

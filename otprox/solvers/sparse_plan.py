@@ -168,31 +168,16 @@ def _certify(
     guess: Tensor | None,
     settings: Settings,
 ) -> Certified:
-    """Solve over pairs and add the best of the others, until they cannot improve the plan by more than the tolerance.
+    """Solve over pairs and add the best others, until they cannot improve the plan by more than the tolerance."""
 
-    A program that is infeasible on its pairs, or stalls, is given more of them.
-    """
+    def solve(pairs: Pairs) -> Solution:
+        return settings.solve(program(pairs, transport.of(pairs)))
+
     n = transport.grid.n
-    k = n if guess is None else min(n, NEIGHBOURS[transport.grid.dim])
-    pairs = every_pair(n) if guess is None else transport.price(guess, masses, k)[1]
+    pairs, solution, k, light = _usable(solve, transport, masses, guess)
     best: Certified | None = None
-    light = LIGHT
     for _ in range(ROUNDS):
-        cost = transport.of(pairs)
-        try:
-            solution = settings.solve(program(pairs, cost))
-        except NoSolution as nothing:
-            if best is not None:
-                break
-            if not _may_need_more(str(nothing), k, n):
-                raise
-            solution = None
-        if best is None and (solution is None or _is_lost(solution) and _may_need_more(solution.status, k, n)):
-            k, light = min(n, 4 * k), FAINT
-            pairs = transport.price(guess, masses, k, light)[1]  # type: ignore[arg-type]
-            continue
-        assert solution is not None
-        y = torch.as_tensor(solution.potential)
+        cost, y = transport.of(pairs), torch.as_tensor(solution.potential)
         lowest, better = transport.price(y, masses, k, light)
         u = torch.full_like(y, torch.inf).scatter_reduce(0, pairs.old, cost + y[pairs.new], "amin")
         missed = (masses * (u - lowest)).sum().item() / max(1.0, abs(solution.value))
@@ -203,9 +188,38 @@ def _certify(
             break
         used = torch.as_tensor(solution.plan) > settings.tolerance
         pairs = _pairs(torch.cat([one.new * n + one.old for one in (better, pairs.where(used))]), n)
-    if best is None:
-        raise NoSolution("infeasible on every set of pairs that was tried")
+        try:
+            solution = solve(pairs)
+        except NoSolution:
+            break
+    assert best is not None
     return best
+
+
+def _usable(
+    solve: Callable[[Pairs], Solution], transport: Transport, masses: Tensor, guess: Tensor | None
+) -> tuple[Pairs, Solution, int, float]:
+    """The k cheapest pairs a cell, their solution, k, and the mass of cells left out; all pairs without a guess.
+
+    A program that is infeasible on its pairs, or stalls, is given more of them.
+    """
+    n = transport.grid.n
+    if guess is None:
+        pairs = every_pair(n)
+        return pairs, solve(pairs), n, LIGHT
+    k = min(n, NEIGHBOURS[transport.grid.dim])
+    light = LIGHT
+    while True:
+        pairs = transport.price(guess, masses, k, light)[1]
+        try:
+            solution = solve(pairs)
+        except NoSolution as nothing:
+            if not _may_need_more(str(nothing), k, n):
+                raise
+        else:
+            if not (_is_lost(solution) and _may_need_more(solution.status, k, n)):
+                return pairs, solution, k, light
+        k, light = min(n, 4 * k), FAINT
 
 
 def _is_lost(solution: Solution) -> bool:
